@@ -1,0 +1,84 @@
+"""What a request may contain and what an answer shows."""
+
+import re
+
+from marshmallow import EXCLUDE, Schema, ValidationError, fields
+from marshmallow.validate import Length, OneOf, Range
+
+from models import CATEGORY_MAX, DESCRIPTION_MAX, ID_MAX, RESPONSE_MAX, STATUSES
+
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+
+
+def storable(value):
+    """Refuse a string that some database cannot hold, or that says nothing."""
+    if UNSTORABLE.search(value):
+        raise ValidationError("May not contain NUL or unpaired surrogates.")
+    if value.isspace():
+        raise ValidationError("May not be white space only.")
+
+
+def text(maximum, **options):
+    return fields.String(validate=[Length(1, maximum), storable], **options)
+
+
+class JSONNumber(fields.Float):
+    """A JSON number; Float itself also takes strings and booleans."""
+
+    def _deserialize(self, value, attr, data, **kwargs):
+        if type(value) not in (int, float):
+            raise self.make_error("invalid")
+        return super()._deserialize(value, attr, data, **kwargs)
+
+
+class DecimalInteger(fields.Integer):
+    """A query parameter of ASCII digits; Integer itself also takes "+1", " 1" and "1_0"."""
+
+    def _deserialize(self, value, attr, data, **kwargs):
+        if not isinstance(value, str) or not re.fullmatch("[0-9]{1,19}", value):
+            raise self.make_error("invalid")
+        return super()._deserialize(value, attr, data, **kwargs)
+
+
+class TicketPatchSchema(Schema):
+    """The fields a person may correct; null is not a correction."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    category = text(CATEGORY_MAX)
+    ai_suggested_response = text(RESPONSE_MAX)
+    status = fields.String(validate=OneOf(STATUSES))
+
+
+class TicketSchema(Schema):
+    """A whole ticket, in the published order of its fields."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    id = fields.Integer(dump_only=True)
+    user_description = text(DESCRIPTION_MAX, required=True)
+    category = text(CATEGORY_MAX, allow_none=True)
+    ai_suggested_response = text(RESPONSE_MAX, allow_none=True)
+    confidence_score = JSONNumber(validate=Range(0, 1), allow_nan=False, allow_none=True)
+    status = fields.String(dump_only=True, validate=OneOf(STATUSES))
+    created_at = fields.String(dump_only=True)
+    updated_at = fields.String(dump_only=True)
+
+
+class TicketQuerySchema(Schema):
+    """The query of a list."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    status = fields.String(validate=OneOf(STATUSES))
+    limit = DecimalInteger(validate=Range(1, 1000), load_default=100)
+    before = DecimalInteger(validate=Range(1, ID_MAX))
+
+
+ticket_schema = TicketSchema()
+tickets_schema = TicketSchema(many=True)
+ticket_patch_schema = TicketPatchSchema(partial=True)
+ticket_query_schema = TicketQuerySchema()
