@@ -1,0 +1,240 @@
+"""ticketsvc: PATCH /api/v1/tickets/{id} writes exactly the fields in the body.
+
+The wire contract is in README.md; models.py holds the table, schemas.py the validation.
+"""
+
+import hmac
+import json
+import os
+import sys
+from urllib.parse import urlencode
+
+from flask import Blueprint, Flask, Response, abort, current_app, request
+from gunicorn.http.errors import ParseException
+from marshmallow import ValidationError
+from peewee import PeeweeException
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import IntegerConverter
+
+import models
+from models import Ticket
+from schemas import (
+    ticket_patch_schema,
+    ticket_query_schema,
+    ticket_schema,
+    tickets_schema,
+)
+
+MAX_BODY = 1024 * 1024  # bytes
+OPEN_PATHS = ("/api/health",)
+ACCEPT_PATCH = "application/json, application/merge-patch+json"
+ERROR_MESSAGES = {413: "Request body is larger than 1 MiB", 500: "Internal server error"}
+ERROR_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 415: {"Accept-Patch": ACCEPT_PATCH}}
+TICKET_NOT_FOUND = "Ticket not found"
+TICKET_CHANGED = "Ticket has changed since it was read"
+
+bp = Blueprint("api", __name__, url_prefix="/api")
+
+
+def _refuse_constant(name):
+    raise ValueError(f"{name} is not JSON")
+
+
+encode = json.JSONEncoder(ensure_ascii=False).encode
+# Every number becomes a float, which also spares unknown keys Python's limit
+# on the digits of an integer.
+decode = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=float).decode
+
+
+class JSONResponse(Response):
+    """A response that is JSON unless it says otherwise, the empty ones included."""
+
+    default_mimetype = "application/json"
+
+
+def json_response(body, status=200, headers=None):
+    return JSONResponse(f"{encode(body)}\n", status, headers)
+
+
+def ticket_response(ticket, status=200, headers=None):
+    """Answer with one ticket and its strong ETag (RFC 9110, section 8.8.3)."""
+    response = json_response(ticket_schema.dump(ticket), status, headers)
+    response.set_etag(str(ticket["version"]))
+    return response
+
+
+def load_body():
+    """Return the JSON object in the body, {} where there is none, or abort with 413, 415 or 400."""
+    try:
+        data = request.get_data(cache=False)
+    except (OSError, ParseException):  # A client that went away, or a malformed chunk.
+        abort(400, "Request body could not be read")
+    if len(data) > MAX_BODY:
+        abort(413)
+    if not data and not request.content_length:
+        return {}
+    if not request.is_json:
+        abort(415, "Content-Type must be application/json or application/*+json")
+    if request.content_length is not None and len(data) < request.content_length:
+        abort(400, "Request body is shorter than its Content-Length")
+    try:
+        body = decode(data.decode("utf-8"))
+    except (ValueError, RecursionError):
+        abort(400, "Request body is not valid JSON")
+    if not isinstance(body, dict):
+        abort(400, "Request body must be a JSON object")
+    return body
+
+
+def if_match_versions():
+    """Return the versions named by If-Match (RFC 9110, section 13.1.1), or None for any version."""
+    if "If-Match" not in request.headers or request.if_match.star_tag:
+        return None
+    tags = request.if_match.as_set()
+    return [int(tag) for tag in tags if tag and tag.isascii() and tag.isdigit() and len(tag) < 19]
+
+
+@bp.before_app_request
+def require_token():
+    """Let only a bearer of one of the tokens in (RFC 6750), before anything else is looked at."""
+    tokens = current_app.config["TOKENS"]
+    if not tokens or request.path in OPEN_PATHS:
+        return
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    # WSGI hands headers over as Latin-1; every token is compared, so that the
+    # time taken does not tell which of them came close.
+    given = token.strip().encode("latin-1")
+    matches = [hmac.compare_digest(given, known) for known in tokens]
+    if scheme.lower() != "bearer" or not any(matches):
+        abort(401, "Missing or invalid token")
+
+
+@bp.after_app_request
+def advertise_patch(response):
+    """Say on OPTIONS which media types PATCH takes (RFC 5789, section 3.1)."""
+    if request.method == "OPTIONS" and "PATCH" in response.allow:
+        response.headers["Accept-Patch"] = ACCEPT_PATCH
+    return response
+
+
+@bp.patch("/v1/tickets/<int:ticket_id>")
+def update_ticket(ticket_id):
+    """Write the fields present in the body; leave the others alone."""
+    changes = ticket_patch_schema.load(load_body())
+    if not changes:
+        abort(400, "No valid fields to update")
+    versions = if_match_versions()
+    ticket = Ticket.patch(ticket_id, changes, versions)
+    if ticket is not None:
+        return ticket_response(ticket)
+    if versions is not None and Ticket.find(ticket_id) is not None:
+        abort(412, TICKET_CHANGED)
+    current_app.logger.warning("PATCH of ticket %d, which does not exist", ticket_id)
+    abort(current_app.config["MISSING_STATUS"], TICKET_NOT_FOUND)
+
+
+@bp.post("/v1/tickets")
+def create_ticket():
+    """File a ticket with whatever a classifier said of it."""
+    ticket = Ticket.add(ticket_schema.load(load_body()))
+    return ticket_response(ticket, 201, {"Location": f"/api/v1/tickets/{ticket['id']}"})
+
+
+@bp.get("/v1/tickets/<int:ticket_id>")
+def get_ticket(ticket_id):
+    """Answer with one ticket, or 304 where the client has it already."""
+    ticket = Ticket.find(ticket_id)
+    if ticket is None:
+        abort(404, TICKET_NOT_FOUND)
+    response = ticket_response(ticket).make_conditional(request)
+    if response.status_code == 412:
+        abort(412, TICKET_CHANGED)
+    del response.headers["Date"]  # gunicorn sends one of its own.
+    return response
+
+
+@bp.get("/v1/tickets")
+def list_tickets():
+    """Answer with a page of tickets, newest first, and a link to the next page."""
+    given = {
+        name: values[0] if len(values) == 1 else values for name, values in request.args.lists()
+    }
+    query = ticket_query_schema.load(given)
+    limit = query["limit"]
+    tickets = Ticket.page(**{**query, "limit": limit + 1})
+    response = json_response(tickets_schema.dump(tickets[:limit]))
+    if len(tickets) > limit:
+        following = urlencode({**query, "before": tickets[limit - 1]["id"]})
+        response.headers["Link"] = f'<{request.path}?{following}>; rel="next"'
+    return response
+
+
+@bp.get("/health")
+def get_health():
+    """Answer with the database's time, or 503 where it does not answer."""
+    try:
+        return json_response({"status": "ok", "timestamp": Ticket.clock()})
+    except PeeweeException:
+        current_app.logger.exception("Database unavailable")
+        abort(503, "Database unavailable")
+
+
+def handle_http_error(error):
+    """Build the body of every error but a validation error."""
+    response = error.get_response()
+    message = ERROR_MESSAGES.get(error.code, error.description)
+    response.data = f"{encode({'error': message})}\n"
+    response.mimetype = "application/json"
+    response.headers.update(ERROR_HEADERS.get(error.code, {}))
+    return response
+
+
+def handle_validation_error(error):
+    """Name every bad field of the body or the query."""
+    return json_response({"error": "Invalid field values", "fields": error.messages}, 400)
+
+
+class TicketIdConverter(IntegerConverter):
+    """A plain decimal number; the default one also takes other scripts' digits."""
+
+    regex = "[0-9]+"
+
+    def to_python(self, value):
+        # Python refuses to convert more than 4,300 digits; no id has as many.
+        return int(value[:4000])
+
+
+def read_settings(environ):
+    """Return the settings in `environ` as Flask config, or end the process with one line."""
+    missing_status = environ.get("TICKETSVC_MISSING_STATUS") or "500"
+    if missing_status not in ("404", "500"):
+        sys.exit("TICKETSVC_MISSING_STATUS must be 404 or 500")
+    tokens = [token.strip() for token in environ.get("TICKETSVC_TOKENS", "").split(",")]
+    if len(tokens) > 1 and not all(tokens):
+        sys.exit("TICKETSVC_TOKENS must be tokens separated by single commas, with none empty")
+    return {
+        "DATABASE_URL": environ.get("DATABASE_URL") or "sqlite:///tickets.db",
+        "MISSING_STATUS": int(missing_status),
+        "TOKENS": [token.encode("utf-8", "surrogateescape") for token in tokens if token],
+        # Werkzeug cuts a chunked body off at this length without an error, so
+        # that load_body() must see one byte more than is allowed.
+        "MAX_CONTENT_LENGTH": MAX_BODY + 1,
+    }
+
+
+def create_app(environ=os.environ):
+    """Return the WSGI application set up by `environ`, its database ready to be used."""
+    app = Flask(__name__, static_folder=None)
+    app.config.update(read_settings(environ))
+    try:
+        models.prepare(app.config["DATABASE_URL"])
+    except ValueError as error:
+        sys.exit(f"DATABASE_URL: {error}")
+    app.response_class = JSONResponse
+    app.url_map.merge_slashes = False
+    app.url_map.converters["int"] = TicketIdConverter
+    app.register_blueprint(bp)
+    # On the app, because an error of routing belongs to no blueprint.
+    app.register_error_handler(HTTPException, handle_http_error)
+    app.register_error_handler(ValidationError, handle_validation_error)
+    return app
