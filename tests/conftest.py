@@ -1,0 +1,253 @@
+"""Fixtures: an application on a file, and the service itself started by its Procfile."""
+
+import contextlib
+import http.client
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from playhouse import db_url
+
+import models
+from ticketsvc import create_app
+
+ROOT = Path(__file__).resolve().parent.parent
+TICKETS = "/api/v1/tickets"
+DESCRIPTION = "The export button does nothing"
+
+
+@pytest.fixture
+def database_url(tmp_path):
+    return f"sqlite:///{tmp_path}/tickets.db"
+
+
+@pytest.fixture
+def settings():
+    """Settings beside DATABASE_URL; a test module or class overrides it."""
+    return {}
+
+
+@pytest.fixture
+def app(database_url, settings):
+    yield create_app({"DATABASE_URL": database_url, **settings})
+    models.database.close()
+
+
+@pytest.fixture
+def client(app):
+    return app.test_client()
+
+
+@pytest.fixture
+def ticket(client):
+    """A ticket as the classifier filed it."""
+    response = client.post(
+        TICKETS,
+        json={
+            "user_description": DESCRIPTION,
+            "category": "bug",
+            "ai_suggested_response": "Try another browser.",
+            "confidence_score": 0.42,
+        },
+    )
+    return response.json
+
+
+@pytest.fixture
+def sql(database_url):
+    """Run a statement on a connection of its own: what it sees has been committed."""
+    database = db_url.connect(database_url)
+
+    def execute(statement):
+        cursor = database.execute_sql(statement)
+        if not cursor.description:
+            return []
+        names = [column[0] for column in cursor.description]
+        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+    yield execute
+    database.close()
+
+
+@pytest.fixture
+def row(sql):
+    """Read one row of the table past the application."""
+    return lambda ticket_id: sql(f"SELECT * FROM ticket WHERE id = {ticket_id}")[0]
+
+
+def assert_error(response, status, message, fields=None):
+    """Pin the whole shape of an error: N1, N2."""
+    assert response.status_code == status
+    assert response.content_type == "application/json"
+    body = {"error": message} | ({} if fields is None else {"fields": fields})
+    assert response.get_data(as_text=True) == json.dumps(body, ensure_ascii=False) + "\n"
+
+
+class Reply:
+    """What a server answered: status, headers, body; `json` where the body is."""
+
+    def __init__(self, response, body):
+        self.status, self.headers, self.body = response.status, response.headers, body
+
+    @property
+    def json(self):
+        return json.loads(self.body)
+
+
+class Server:
+    """The service as its Procfile starts it, on a port of its own of 127.0.0.1."""
+
+    def __init__(self, folder, environ, port=None):
+        self.port = port or free_port()
+        self.log_path = folder / f"server-{self.port}.log"
+        self.environ = {"WEB_CONCURRENCY": "2", **environ}
+        self.process = None
+
+    def start(self, wait=True, bind=None, prefix=()):
+        """Run the Procfile's command, behind `prefix`; wait until it answers."""
+        command = (ROOT / "Procfile").read_text().removeprefix("web: ").strip()
+        inherited = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*prefix, *shlex.split(command), "--bind", bind or f"127.0.0.1:{self.port}"],
+                cwd=ROOT,
+                env={**inherited, **self.environ},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        if wait:
+            self.wait()
+        return self
+
+    def wait(self):
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the service ended at its start:\n{self.log}")
+            with contextlib.suppress(OSError):
+                healthy = self.request("GET", "/api/health", timeout=2).status == 200
+                if healthy and len(self.workers()) == self.concurrency:
+                    return
+            time.sleep(0.02)
+        raise AssertionError(f"the service does not answer:\n{self.log}")
+
+    def wait_for_log(self, text, timeout=10):
+        """Return when `text` stands in the log."""
+        deadline = time.monotonic() + timeout
+        while text not in self.log:
+            assert time.monotonic() < deadline, f"no {text!r} in the log:\n{self.log}"
+            time.sleep(0.02)
+
+    def stop(self, timeout=15):
+        """Ask the master to end and return its exit code; kill what has not ended by then."""
+        if self.process is None:
+            return None
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(timeout)
+        finally:
+            self.kill()
+
+    def kill(self):
+        """End every process of the service at once, as a power cut would."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def workers(self):
+        """Return the process ids of the workers."""
+        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in path.read_text().split()]
+
+    @property
+    def concurrency(self):
+        return int(self.environ["WEB_CONCURRENCY"])
+
+    @property
+    def log(self):
+        return self.log_path.read_text(errors="replace")
+
+    def connect(self, timeout=10):
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+
+    def request(self, method, path, body=None, headers=None, timeout=10, connection=None):
+        """Send one request, a dict as JSON; without a connection, on one of its own."""
+        headers = dict(headers or {})
+        if isinstance(body, dict):
+            body = json.dumps(body)
+            headers.setdefault("Content-Type", "application/json")
+        own = connection or self.connect(timeout)
+        try:
+            own.request(method, path, body, headers)
+            response = own.getresponse()
+            return Reply(response, response.read())
+        finally:
+            if connection is None:
+                own.close()
+
+    def post(self, body=None, **options):
+        return self.request("POST", TICKETS, body or {"user_description": DESCRIPTION}, **options)
+
+    def patch(self, ticket_id, body, **options):
+        return self.request("PATCH", f"{TICKETS}/{ticket_id}", body, **options)
+
+    def get(self, ticket_id, **options):
+        return self.request("GET", f"{TICKETS}/{ticket_id}", **options)
+
+    def raw(self, data, timeout=5, shutdown=False):
+        """Send bytes as they are, then an end of input if asked to; return all that comes back."""
+        received = b""
+        with socket.create_connection(("127.0.0.1", self.port), timeout) as connection:
+            # A server that has answered may refuse the rest of what is being sent.
+            with contextlib.suppress(OSError):
+                connection.sendall(data)
+                if shutdown:
+                    connection.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):
+                while chunk := connection.recv(65536):
+                    received += chunk
+        return received
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def make_server(tmp_path, database_url, settings):
+    """Return a function that makes a Server on the test's database; all are ended after it."""
+    servers = []
+
+    def make(**environ):
+        servers.append(Server(tmp_path, {"DATABASE_URL": database_url, **settings, **environ}))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        if server.process is not None:
+            server.kill()
+
+
+@pytest.fixture
+def server(make_server):
+    """The running service."""
+    return make_server().start()
+
+
+def pytest_sessionfinish(session):
+    """In CI a skipped test hides work, so it fails the run."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") and reporter.stats.get("skipped"):
+        reporter.write_line("Skipped tests fail the run in CI.", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

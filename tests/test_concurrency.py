@@ -1,0 +1,110 @@
+"""Several clients at once, through the running service: P1 and C2."""
+
+import threading
+
+import pytest
+
+from tests.conftest import DESCRIPTION, TICKETS
+
+PATCHES = 500
+ROUNDS = 20
+
+
+def together(count, work):
+    """Run work(0) … work(count - 1) at the same moment and return what they return, in order."""
+    barrier = threading.Barrier(count)
+    results = [None] * count
+
+    def run(number):
+        barrier.wait()
+        results[number] = work(number)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+@pytest.fixture
+def ticket_id(server):
+    return server.post().json["id"]
+
+
+def test_patches_of_different_fields_are_both_there_every_time(server, ticket_id):
+    """P1: two clients, one field each, 500 times at the same moment."""
+    barrier = threading.Barrier(2)
+    fields = ["category", "ai_suggested_response"]
+
+    def client(number):
+        connection, field, lost = server.connect(), fields[number], []
+        for turn in range(PATCHES):
+            barrier.wait()
+            value = f"{field} {turn}"
+            reply = server.patch(ticket_id, {field: value}, connection=connection)
+            assert reply.status == 200
+            barrier.wait()
+            stored = server.get(ticket_id, connection=connection).json
+            lost += [name for name in fields if stored[name] != f"{name} {turn}"]
+        connection.close()
+        return lost
+
+    assert together(2, client) == [[], []]
+
+
+def test_every_concurrent_patch_has_a_version_of_its_own(server, ticket_id):
+    """C1, P1: eight clients on one ticket; as many tags as writes."""
+
+    def client(number):
+        connection = server.connect()
+        replies = [
+            server.patch(ticket_id, {"category": f"{number}.{turn}"}, connection=connection)
+            for turn in range(50)
+        ]
+        connection.close()
+        return [reply.headers["ETag"] for reply in replies]
+
+    tags = [tag for tags in together(8, client) for tag in tags]
+    assert len(set(tags)) == len(tags) == 400
+    assert server.get(ticket_id).headers["ETag"] == '"401"'
+
+
+def test_of_sixteen_patches_with_one_tag_one_applies(server, ticket_id):
+    """C2: one 200 and fifteen 412, every round."""
+    connections = [server.connect() for _ in range(16)]
+    etag = '"1"'
+    for _ in range(ROUNDS):
+        replies = together(
+            16,
+            lambda number, etag=etag: server.patch(
+                ticket_id,
+                {"category": f"client {number}"},
+                headers={"If-Match": etag},
+                connection=connections[number],
+            ),
+        )
+        statuses = [reply.status for reply in replies]
+        assert sorted(statuses) == [200] + [412] * 15
+        winner = statuses.index(200)
+        stored = server.get(ticket_id)
+        assert stored.json["category"] == f"client {winner}"
+        etag = stored.headers["ETag"]
+        assert etag == replies[winner].headers["ETag"]
+    for connection in connections:
+        connection.close()
+
+
+def test_concurrent_creations_get_ids_of_their_own(server):
+    """O2."""
+
+    def client(number):
+        connection = server.connect()
+        body = {"user_description": f"{DESCRIPTION} {number}"}
+        replies = [server.post(body, connection=connection) for _ in range(25)]
+        connection.close()
+        return [(reply.status, reply.headers["Location"]) for reply in replies]
+
+    answers = [answer for answers in together(8, client) for answer in answers]
+    assert {status for status, _ in answers} == {201}
+    assert {location for _, location in answers} == {f"{TICKETS}/{n}" for n in range(1, 201)}

@@ -1,0 +1,166 @@
+"""Reading tickets: G1, L1 to L4; health: H1."""
+
+import re
+
+import pytest
+
+from tests.conftest import TICKETS, assert_error
+
+NOT_AN_INTEGER = ["Not a valid integer."]
+LIMIT = ["Must be greater than or equal to 1 and less than or equal to 1000."]
+BEFORE = [f"Must be greater than or equal to 1 and less than or equal to {2**63 - 1}."]
+NOT_A_STATUS = ["Must be one of: ai_resolved, pending_agent, closed."]
+
+
+@pytest.fixture
+def seven(client):
+    """Seven tickets, the odd ones ai_resolved."""
+    for number in range(1, 8):
+        values = {"user_description": f"n {number}", "confidence_score": number % 2}
+        client.post(TICKETS, json=values)
+
+
+def ids(response):
+    return [ticket["id"] for ticket in response.json]
+
+
+def follow(client, url):
+    """Return the ids of every page from `url` on, following Link."""
+    pages = []
+    while url:
+        response = client.get(url)
+        pages.append(ids(response))
+        match = re.fullmatch('<(.+)>; rel="next"', response.headers.get("Link", ""))
+        url = match and match[1]
+    return pages
+
+
+def test_get_answers_with_the_ticket(client, ticket):
+    """G1."""
+    response = client.get(f"{TICKETS}/{ticket['id']}")
+    assert response.status_code == 200
+    assert response.json == ticket
+
+
+@pytest.mark.parametrize("ticket_id", ["99", "0", str(2**63), "9" * 30, "9" * 5000])
+def test_get_of_an_unknown_ticket_is_a_404(client, ticket_id):
+    """G1."""
+    assert_error(client.get(f"{TICKETS}/{ticket_id}"), 404, "Ticket not found")
+
+
+def test_list_is_empty_at_first(client):
+    """L1."""
+    response = client.get(TICKETS)
+    assert response.get_data(as_text=True) == "[]\n"
+    assert "Link" not in response.headers
+
+
+def test_list_is_a_bare_array_newest_first(client, seven):
+    """L1."""
+    response = client.get(TICKETS)
+    assert ids(response) == [7, 6, 5, 4, 3, 2, 1]
+    assert response.json[0] == client.get(f"{TICKETS}/7").json
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        pytest.param("status=ai_resolved", [7, 5, 3, 1], id="L2-status"),
+        pytest.param("status=closed", [], id="L2-status-without-tickets"),
+        pytest.param("limit=2", [7, 6], id="L2-limit"),
+        pytest.param("limit=1000", [7, 6, 5, 4, 3, 2, 1], id="L2-limit-max"),
+        pytest.param("before=3", [2, 1], id="L2-before"),
+        pytest.param(f"before={2**63 - 1}", [7, 6, 5, 4, 3, 2, 1], id="L2-before-max"),
+        pytest.param("before=1", [], id="L2-before-first"),
+        pytest.param("status=pending_agent&limit=1&before=6", [4], id="L2-all"),
+        pytest.param("colour=red", [7, 6, 5, 4, 3, 2, 1], id="L2-unknown"),
+    ],
+)
+def test_list_narrows_by_the_query(client, seven, query, expected):
+    assert ids(client.get(f"{TICKETS}?{query}")) == expected
+
+
+@pytest.mark.parametrize(
+    ("query", "fields"),
+    [
+        pytest.param("status=open", {"status": NOT_A_STATUS}, id="L2-status"),
+        pytest.param("status=", {"status": NOT_A_STATUS}, id="L2-status-empty"),
+        pytest.param(
+            "status=closed&status=ai_resolved", {"status": ["Not a valid string."]}, id="L2-twice"
+        ),
+        pytest.param("limit=0", {"limit": LIMIT}, id="L2-limit-0"),
+        pytest.param("limit=1001", {"limit": LIMIT}, id="L2-limit-max+1"),
+        pytest.param("limit=-1", {"limit": NOT_AN_INTEGER}, id="L2-limit-negative"),
+        pytest.param("limit=", {"limit": NOT_AN_INTEGER}, id="L2-limit-empty"),
+        pytest.param("limit=1.0", {"limit": NOT_AN_INTEGER}, id="L2-limit-fraction"),
+        pytest.param("limit=1_0", {"limit": NOT_AN_INTEGER}, id="L2-limit-underscore"),
+        pytest.param("limit=%D9%A3", {"limit": NOT_AN_INTEGER}, id="L2-limit-arabic"),
+        pytest.param("limit=+1", {"limit": NOT_AN_INTEGER}, id="L2-limit-space"),
+        pytest.param(f"limit={'9' * 5000}", {"limit": NOT_AN_INTEGER}, id="L2-limit-huge"),
+        pytest.param("before=0", {"before": BEFORE}, id="L2-before-0"),
+        pytest.param(f"before={2**63}", {"before": BEFORE}, id="L2-before-max+1"),
+        pytest.param("before=x", {"before": NOT_AN_INTEGER}, id="L2-before-text"),
+        pytest.param(
+            "limit=x&before=y",
+            {"limit": NOT_AN_INTEGER, "before": NOT_AN_INTEGER},
+            id="L2-two",
+        ),
+    ],
+)
+def test_list_names_a_bad_value(client, query, fields):
+    assert_error(client.get(f"{TICKETS}?{query}"), 400, "Invalid field values", fields)
+
+
+def test_list_has_100_tickets_by_default(client, sql):
+    """L2, L3."""
+    values = ", ".join(["('x', 'closed')"] * 101)
+    sql(f"INSERT INTO ticket (user_description, status) VALUES {values}")
+    assert follow(client, TICKETS) == [list(range(101, 1, -1)), [1]]
+
+
+def test_list_links_to_the_whole_next_query(client, seven):
+    """L3."""
+    response = client.get(f"{TICKETS}?limit=2&status=ai_resolved")
+    link = f'<{TICKETS}?status=ai_resolved&limit=2&before=5>; rel="next"'
+    assert response.headers["Link"] == link
+
+
+@pytest.mark.parametrize(
+    ("query", "pages"),
+    [
+        pytest.param("limit=3", [[7, 6, 5], [4, 3, 2], [1]], id="L3-rest"),
+        pytest.param("limit=2&status=ai_resolved", [[7, 5], [3, 1]], id="L3-even"),
+        pytest.param("limit=7", [[7, 6, 5, 4, 3, 2, 1]], id="L3-one-page"),
+    ],
+)
+def test_list_is_whole_when_followed(client, seven, query, pages):
+    assert follow(client, f"{TICKETS}?{query}") == pages
+
+
+@pytest.mark.parametrize(
+    ("path", "statuses"),
+    [(TICKETS, 200), (f"{TICKETS}/1", 200), (f"{TICKETS}/9", 404), ("/api/health", 200)],
+    ids=lambda value: f"N5-{value}",
+)
+def test_head_is_get_without_the_body(client, seven, path, statuses):
+    head, get = client.head(path), client.get(path)
+    assert head.status_code == get.status_code == statuses
+    assert head.data == b""
+    assert {**head.headers, "Date": 0} == {**get.headers, "Date": 0}
+
+
+def test_health_tells_the_time_of_the_database(client, ticket):
+    """H1, N3."""
+    response = client.get("/api/health")
+    assert response.status_code == 200
+    assert list(response.json) == ["status", "timestamp"]
+    assert response.json["status"] == "ok"
+    assert ticket["created_at"] <= response.json["timestamp"]
+    assert len(response.json["timestamp"]) == len(ticket["created_at"])
+
+
+def test_health_asks_the_table(client, sql, caplog):
+    """H1, N2."""
+    sql("DROP TABLE ticket")
+    assert_error(client.get("/api/health"), 503, "Database unavailable")
+    assert [bool(record.exc_info) for record in caplog.records] == [True]

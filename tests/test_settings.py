@@ -1,0 +1,141 @@
+"""Settings: a bad one stops the start with one line that names it."""
+
+import shutil
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT, TICKETS
+
+
+def start_line(**environ):
+    """Make the application in a process of its own and return what it printed, having failed."""
+    command = [sys.executable, "-c", "import ticketsvc; ticketsvc.create_app()"]
+    process = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert process.returncode == 1
+    assert process.stdout == ""
+    return process.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "advice"),
+    [
+        ("DATABASE_URL", "oracle://x/y", "scheme must be"),
+        ("DATABASE_URL", "tickets.db", "scheme must be"),
+        ("DATABASE_URL", "sqlite://tickets.db", "three slashes"),
+        ("DATABASE_URL", "sqlite:///", "three slashes"),
+        ("DATABASE_URL", "sqlite:///:memory:", "three slashes"),
+        ("DATABASE_URL", "sqlite:////nowhere/at/all/tickets.db", "create it first"),
+        ("DATABASE_URL", "sqlite:////tmp", "name another file"),
+        ("DATABASE_URL", "sqlite:////tmp/x.db?colour=red", "name another file"),
+        ("TICKETSVC_MISSING_STATUS", "410", "404 or 500"),
+        ("TICKETSVC_MISSING_STATUS", "four", "404 or 500"),
+        ("TICKETSVC_TOKENS", "a,,b", "single commas"),
+        ("TICKETSVC_TOKENS", ",", "single commas"),
+    ],
+)
+def test_a_bad_value_stops_the_start_with_one_line(variable, value, advice):
+    line = start_line(**{variable: value})
+    assert line.startswith(f"{variable}")
+    assert advice in line
+    assert line.count("\n") == 1
+
+
+def test_a_file_that_is_no_database_stops_the_start(tmp_path):
+    (tmp_path / "notes.txt").write_text("Not a database, whatever its name says.\n" * 100)
+    line = start_line(DATABASE_URL=f"sqlite:///{tmp_path}/notes.txt")
+    assert line.startswith("DATABASE_URL: ")
+    assert "file is not a database" in line
+    assert line.count("\n") == 1
+
+
+def test_a_database_with_another_ticket_table_stops_the_start(tmp_path):
+    with sqlite3.connect(tmp_path / "other.db") as connection:
+        connection.execute("CREATE TABLE ticket (seat TEXT, status TEXT)")
+    connection.close()
+    line = start_line(DATABASE_URL=f"sqlite:///{tmp_path}/other.db")
+    assert "no such column" in line
+    assert line.count("\n") == 1
+
+
+def test_an_old_sqlite_stops_the_start(tmp_path):
+    """The one thing here that is pretended: the version, not the library."""
+    program = "import sqlite3; sqlite3.sqlite_version_info = (3, 34, 1)\n"
+    program += "sqlite3.sqlite_version = '3.34.1'\nimport ticketsvc; ticketsvc.create_app()"
+    url = f"sqlite:///{tmp_path}/tickets.db"
+    command = [sys.executable, "-c", program]
+    process = subprocess.run(
+        command, cwd=ROOT, env={"DATABASE_URL": url}, capture_output=True, text=True
+    )
+    assert process.returncode == 1
+    assert process.stderr.count("\n") == 1
+    assert "SQLite 3.35 or newer" in process.stderr
+    assert "3.34.1" in process.stderr
+
+
+def test_the_started_service_ends_with_the_same_line(make_server):
+    server = make_server(TICKETSVC_MISSING_STATUS="teapot").start(wait=False)
+    assert server.process.wait(10) == 1
+    assert server.log == "TICKETSVC_MISSING_STATUS must be 404 or 500\n"
+
+
+def test_the_default_is_a_file_in_the_current_folder(tmp_path):
+    program = "import ticketsvc; print(ticketsvc.create_app({}).config['DATABASE_URL'])"
+    command = [sys.executable, "-c", program]
+    environ = {"PYTHONPATH": str(ROOT)}
+    process = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert process.stdout == "sqlite:///tickets.db\n"
+    assert (tmp_path / "tickets.db").exists()
+
+
+def test_an_empty_value_is_none(tmp_path):
+    program = "import ticketsvc; print(ticketsvc.create_app().config['TOKENS'])"
+    environ = {
+        "PYTHONPATH": str(ROOT),
+        "DATABASE_URL": "",
+        "TICKETSVC_TOKENS": "",
+        "TICKETSVC_MISSING_STATUS": "",
+    }
+    command = [sys.executable, "-c", program]
+    process = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert process.stdout == "[]\n"
+
+
+# A network namespace of its own, so that nothing outside reaches the open port.
+NAMESPACE = ["unshare", "--map-root-user", "--net"]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "bind", "tokens", "warnings"),
+    [
+        pytest.param([], "localhost:0", "", 0, id="loopback"),
+        pytest.param([], "unix:{tmp_path}/socket", "", 0, id="unix"),
+        pytest.param(NAMESPACE, "0.0.0.0:0", "secret", 0, id="token"),
+        pytest.param(NAMESPACE, "0.0.0.0:0", "", 1, id="open"),
+    ],
+)
+def test_an_open_service_is_warned_of_once(make_server, tmp_path, prefix, bind, tokens, warnings):
+    if prefix and (not shutil.which("unshare") or subprocess.call([*prefix, "true"]) != 0):
+        pytest.skip("needs unshare(1) and the right to make a network namespace")
+    server = make_server(TICKETSVC_TOKENS=tokens)
+    server.start(wait=False, bind=bind.format(tmp_path=tmp_path), prefix=prefix)
+    server.wait_for_log("Booting worker")
+    server.stop()
+    assert server.log.count("without a token") == warnings
+
+
+def test_a_restart_still_has_the_ticket(server):
+    """E4."""
+    ticket = server.post().json
+    assert server.stop() == 0
+    assert server.start().get(ticket["id"]).json == ticket
+
+
+def test_tokens_guard_the_started_service(make_server):
+    """E2."""
+    server = make_server(TICKETSVC_TOKENS="s3cret").start()
+    assert server.request("GET", TICKETS).status == 401
+    reply = server.request("GET", TICKETS, headers={"Authorization": "Bearer s3cret"})
+    assert reply.status == 200

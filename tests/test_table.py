@@ -1,0 +1,61 @@
+"""The table states its own rules: a write past the service cannot break them."""
+
+import pytest
+from peewee import IntegrityError
+
+INSERT = "INSERT INTO ticket (user_description, status) VALUES ('x', 'closed')"
+
+
+@pytest.fixture
+def existing(app, sql):
+    sql(INSERT)
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "status = 'open'",
+        "status = NULL",
+        "user_description = NULL",
+        "user_description = ''",
+        "category = ''",
+        "category = x'00ff'",
+        "ai_suggested_response = ''",
+        "confidence_score = 1.1",
+        "confidence_score = -0.1",
+        "confidence_score = 'high'",
+        "created_at = NULL",
+        "created_at = 'yesterday'",
+        "updated_at = NULL",
+        "updated_at = 1764000000",
+        "version = NULL",
+        "version = 0",
+    ],
+)
+def test_a_shell_cannot_write_what_breaks_a_rule(existing, sql, assignment):
+    with pytest.raises(IntegrityError):
+        sql(f"UPDATE ticket SET {assignment}")
+
+
+def test_a_shell_gets_the_defaults(existing, sql):
+    """N3: the database's own clock, the same instant in both columns."""
+    row = sql("SELECT * FROM ticket")[0]
+    assert row["created_at"] == row["updated_at"]
+    assert row["version"] == 1
+
+
+@pytest.mark.parametrize("where", ["", "WHERE status = 'closed'"])
+def test_a_page_reads_an_index_and_sorts_nothing(existing, sql, where):
+    """L4."""
+    join = "AND" if where else "WHERE"
+    query = f"SELECT * FROM ticket {where} {join} id < 500 ORDER BY id DESC LIMIT 101"
+    plan = [row["detail"] for row in sql(f"EXPLAIN QUERY PLAN {query}")]
+    index = "INDEX ticket_status_id" if where else "INTEGER PRIMARY KEY"
+    assert len(plan) == 1
+    assert plan[0].startswith("SEARCH ticket USING ")
+    assert index in plan[0]
+
+
+def test_the_file_is_in_wal_mode(existing, sql):
+    """E4."""
+    assert sql("PRAGMA journal_mode") == [{"journal_mode": "wal"}]
