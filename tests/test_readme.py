@@ -1,0 +1,94 @@
+"""The README is true: its commands run, and its examples answer what it shows."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, free_port
+
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCKS = BLOCK.findall((ROOT / "README.md").read_text())
+COMMANDS = [text.strip() for kind, text in BLOCKS if kind == "sh" and "curl" not in text]
+EXAMPLES = [
+    (command, output)
+    for (kind, command), (_, output) in zip(BLOCKS, [*BLOCKS[1:], ("", "")], strict=True)
+    if kind == "sh" and "curl" in command
+]
+TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+DATE = re.compile(r"Date: [^\n]+")
+
+
+def normalise(text):
+    text = text.replace("\r\n", "\n").strip()
+    return DATE.sub("Date: (now)", TIMESTAMP.sub("(now)", text))
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """The files of the repository in a folder of their own, nothing installed."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in listed.stdout.splitlines():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def test_there_are_two_commands_to_set_up():
+    setups = [command for command in COMMANDS if "venv .venv" in command]
+    assert [command.rpartition("/")[2].split()[0] for command in setups] == ["gunicorn", "pytest"]
+    assert not any("\n" in command for command in setups)
+
+
+def test_the_run_command_and_every_example(checkout):
+    """The service as the README starts it answers each example as the README shows."""
+    port = free_port()
+    started = time.monotonic()
+    with (checkout / "log").open("w") as log:
+        service = subprocess.Popen(
+            ["bash", "-c", COMMANDS[0]],
+            cwd=checkout,
+            env={
+                "PATH": os.environ["PATH"],
+                "HOME": os.environ.get("HOME", "/"),
+                "GUNICORN_CMD_ARGS": f"--bind 127.0.0.1:{port}",
+            },
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        while time.monotonic() < started + 60:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        # One shell for all examples, since the later ones use the variables of the first.
+        script = "\necho '<end of example>'\n".join(command for command, _ in EXAMPLES)
+        shown = subprocess.run(
+            ["bash", "-c", script.replace(":8000", f":{port}")],
+            cwd=checkout,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        ).stdout.split("<end of example>")
+    finally:
+        os.killpg(service.pid, signal.SIGTERM)
+        service.wait(15)
+    assert len(EXAMPLES) >= 8
+    expected = [normalise(output) for _, output in EXAMPLES]
+    assert [normalise(output) for output in shown] == expected
+    assert Path(checkout / "tickets.db").exists()
