@@ -3,7 +3,12 @@
 Everything that concerns SQLite alone lives here and only here.
 """
 
+import fcntl
+import os
 import sqlite3
+import threading
+import time
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,10 +17,14 @@ from peewee import (
     BigAutoField,
     BigIntegerField,
     Check,
+    DatabaseError,
     DatabaseProxy,
     DoubleField,
+    IntegrityError,
     Model,
+    OperationalError,
     PeeweeException,
+    SqliteDatabase,
     TextField,
     fn,
 )
@@ -27,13 +36,92 @@ CATEGORY_MAX = 100
 RESPONSE_MAX = 50_000
 CONFIDENCE_THRESHOLD = 0.7
 ID_MAX = 2**63 - 1
-BUSY_TIMEOUT = 5  # seconds
+WRITE_TIMEOUT = 5  # seconds, the longest a write waits for its turn and for the file
+BUSY_TIMEOUT = 0.25  # seconds, after which a write lets others try, and queues again
+# FULL syncs the write-ahead log before a commit is acknowledged. Every thread has a
+# connection with a page cache of its own, kept at 256 KiB since the system caches the file too.
+PRAGMAS = {"journal_mode": "wal", "synchronous": "full", "cache_size": -256}
 
 # In SQLite's date functions 'now' is one instant for the whole statement
 # (sqlite.org/lang_datefunc.html), so both timestamps of a new row are equal.
 NOW = SQL("strftime('%Y-%m-%dT%H:%M:%fZ', 'now')")
 
 database = DatabaseProxy()
+
+
+def is_busy(error):
+    """Whether SQLite gave up waiting for another writer (SQLITE_BUSY)."""
+    return "database is locked" in str(error)
+
+
+class QueuedSqliteDatabase(SqliteDatabase):
+    """SQLite whose writers queue: a lock for the threads of a process, flock for the processes.
+
+    SQLite's own busy handler sleeps and polls, so that under load some writers starve. Here a
+    writer sleeps until it is woken, and the busy handler is left to writers outside the service.
+    """
+
+    def __init__(self, database, **options):
+        super().__init__(database, **options)
+        self._threads = threading.Lock()
+        self._queue_file = None
+
+    @contextmanager
+    def _turn(self, deadline):
+        if not self._threads.acquire(timeout=max(0, deadline - time.monotonic())):
+            raise OperationalError("database is locked: the writers in front did not end in time")
+        try:
+            if self._queue_file is None:
+                # A file of its own, since closing the database's would drop
+                # SQLite's locks on it (sqlite.org/howtocorrupt.html, 2.2).
+                self._queue_file = os.open(f"{self.database}-queue", os.O_CREAT | os.O_RDWR)
+            fcntl.flock(self._queue_file, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(self._queue_file, fcntl.LOCK_UN)
+        finally:
+            self._threads.release()
+
+    def execute_sql(self, sql, params=None):
+        """Run a statement, if need be again on a new connection.
+
+        A connection opened while the file could not be written or read stays
+        as it is when the file has long been mended.
+        """
+        try:
+            return super().execute_sql(sql, params)
+        except DatabaseError as error:
+            if isinstance(error, IntegrityError) or is_busy(error):
+                raise
+            self.close()
+            return super().execute_sql(sql, params)
+
+    def write(self, sql, params):
+        """Run a statement when its turn has come and return its rows, committed.
+
+        Raises OperationalError where that was not within WRITE_TIMEOUT.
+        """
+        deadline = time.monotonic() + WRITE_TIMEOUT
+        while True:
+            try:
+                with self._turn(deadline):
+                    # SQLite commits the statement when its last row has been read.
+                    return self.execute_sql(sql, params).fetchall()
+            except OperationalError as error:
+                if not is_busy(error) or time.monotonic() >= deadline:
+                    raise
+
+    def create(self, model):
+        """Create the table of `model` where it is missing, with no other process at it."""
+        with self._turn(time.monotonic() + WRITE_TIMEOUT), self.connection_context():
+            self.create_tables([model])
+        # Processes that share a descriptor share its lock, so none may cross the fork.
+        os.close(self._queue_file)
+        self._queue_file = None
+
+
+db_url.register_database(QueuedSqliteDatabase, "sqlite")
 
 
 def _length(column, maximum):
@@ -103,11 +191,10 @@ class Ticket(Model):
 
     @classmethod
     def _write_one(cls, ticket_id, query):
-        # The statement is committed when its last row has been read, hence list().
         if ticket_id > ID_MAX:
             return None
-        rows = list(query.returning(*cls._meta.sorted_fields).dicts().execute())
-        return rows[0] if rows else None
+        rows = database.write(*query.returning(*cls._meta.sorted_fields).sql())
+        return dict(zip(cls._meta.sorted_field_names, rows[0], strict=True)) if rows else None
 
     @classmethod
     def find(cls, ticket_id):
@@ -160,11 +247,11 @@ def prepare(url):
                 url,
                 timeout=BUSY_TIMEOUT,
                 returning_clause=True,
-                pragmas={"journal_mode": "wal", "synchronous": "full"},
+                pragmas=PRAGMAS,
             )
         )
-        with database.connection_context():
-            database.create_tables([Ticket])
-            Ticket.find(0)  # Fails where the file has another table of this name.
-    except (PeeweeException, TypeError) as error:
+        database.create(Ticket)
+        Ticket.find(0)  # Fails where the file has another table of this name.
+        database.close()
+    except (PeeweeException, OSError, TypeError) as error:
         raise ValueError(f"{path} cannot be used ({error}), name another file") from error
