@@ -5,14 +5,20 @@ PORT and WEB_CONCURRENCY keep gunicorn's own meaning.
 
 import ipaddress
 import json
+import logging
 import os
 import socket
+import struct
+import threading
 from http import HTTPStatus
 
 import gunicorn.util
 
 worker_class = "gthread"
+# More than the careless clients of a bad day: each holds a thread for CLIENT_PATIENCE.
+# Threads are made as they are needed, and one that waits costs only its memory.
 threads = 64
+keepalive = 5
 # The application is made once, before there are workers: it creates the table
 # and converts the file to WAL.
 preload_app = True
@@ -22,6 +28,11 @@ graceful_timeout = 8
 control_socket_disable = True
 # A heartbeat file on a slow disk would stall the workers.
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
+
+
+CLIENT_PATIENCE = 2  # seconds without a byte, half-way through a request or a response
+FIRST_BYTE_PATIENCE = 30  # seconds, while a silent connection is the kernel's affair alone
+SLOW_CLIENT = "Socket error processing request."  # How gunicorn's gthread worker logs it.
 
 
 def write_error(sock, status_int, reason, mesg):
@@ -40,13 +51,40 @@ def write_error(sock, status_int, reason, mesg):
 gunicorn.util.write_error = write_error
 
 
+def close_graceful(sock):
+    """Wait for the client's end of a connection, but not on the thread that accepts the others.
+
+    gunicorn's gthread worker waits there, up to two seconds for each client that stays.
+    """
+    threading.Thread(target=wait_and_close, args=[sock], daemon=True).start()
+
+
+wait_and_close = gunicorn.util.close_graceful
+gunicorn.util.close_graceful = close_graceful
+
+
+def quieten_slow_client(record):
+    """Log a client that was cut off for its silence in one line, not with a traceback."""
+    if record.msg == SLOW_CLIENT and record.exc_info:
+        record.msg, record.exc_info = f"{SLOW_CLIENT} {record.exc_info[1]}", None
+        record.levelno, record.levelname = logging.INFO, "INFO"
+    return True
+
+
+logging.getLogger("gunicorn.error").addFilter(quieten_slow_client)
+
+
 def when_ready(server):
-    """Warn where anybody on the network may change tickets."""
-    hosts = [
-        listener.sock.getsockname()[0]
-        for listener in server.LISTENERS
-        if listener.sock.family != socket.AF_UNIX
-    ]
+    """Set how long clients may be silent, and warn where anybody may change tickets."""
+    sockets = [listener.sock for listener in server.LISTENERS]
+    patience = struct.pack("ll", CLIENT_PATIENCE, 0)
+    for listener in sockets:
+        # Accepted connections inherit these from the listening socket (socket(7), tcp(7)).
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
+        if listener.family != socket.AF_UNIX and hasattr(socket, "TCP_DEFER_ACCEPT"):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, FIRST_BYTE_PATIENCE)
+    hosts = [s.getsockname()[0] for s in sockets if s.family != socket.AF_UNIX]
     exposed = [host for host in hosts if not ipaddress.ip_address(host).is_loopback]
     if exposed and not server.app.wsgi().config["TOKENS"]:
         server.log.warning(

@@ -13,7 +13,7 @@ from flask import Blueprint, Flask, Response, abort, current_app, request
 from gunicorn.http.errors import ParseException
 from marshmallow import ValidationError
 from peewee import PeeweeException
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import ClientDisconnected, HTTPException, InternalServerError
 from werkzeug.routing import IntegerConverter
 
 import models
@@ -67,7 +67,11 @@ def load_body():
     """Return the JSON object in the body, {} where there is none, or abort with 413, 415 or 400."""
     try:
         data = request.get_data(cache=False)
-    except (OSError, ParseException):  # A client that went away, or a malformed chunk.
+    except ClientDisconnected as error:
+        if isinstance(error.__context__, BlockingIOError):  # gunicorn.conf.py's patience is over.
+            abort(408, "Request body did not arrive in time")
+        abort(400, "Request body could not be read")
+    except ParseException:  # A malformed chunk.
         abort(400, "Request body could not be read")
     if len(data) > MAX_BODY:
         abort(413)
@@ -174,8 +178,8 @@ def get_health():
     """Answer with the database's time, or 503 where it does not answer."""
     try:
         return json_response({"status": "ok", "timestamp": Ticket.clock()})
-    except PeeweeException:
-        current_app.logger.exception("Database unavailable")
+    except PeeweeException as error:
+        current_app.logger.exception("Database unavailable: %s", error)
         abort(503, "Database unavailable")
 
 
@@ -192,6 +196,12 @@ def handle_http_error(error):
 def handle_validation_error(error):
     """Name every bad field of the body or the query."""
     return json_response({"error": "Invalid field values", "fields": error.messages}, 400)
+
+
+def handle_failure(error):
+    """Log what nobody foresaw, its cause in the first line, and keep it from the client."""
+    current_app.logger.exception("%s %s failed: %s", request.method, request.path, error)
+    return handle_http_error(InternalServerError())
 
 
 class TicketIdConverter(IntegerConverter):
@@ -237,4 +247,5 @@ def create_app(environ=os.environ):
     # On the app, because an error of routing belongs to no blueprint.
     app.register_error_handler(HTTPException, handle_http_error)
     app.register_error_handler(ValidationError, handle_validation_error)
+    app.register_error_handler(Exception, handle_failure)
     return app
