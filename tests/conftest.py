@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -21,6 +22,16 @@ from ticketsvc import create_app
 ROOT = Path(__file__).resolve().parent.parent
 TICKETS = "/api/v1/tickets"
 DESCRIPTION = "The export button does nothing"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="run the slow tests at full length")
+
+
+@pytest.fixture
+def full(request):
+    """Whether the slow tests run at full length."""
+    return request.config.getoption("--full")
 
 
 @pytest.fixture
@@ -101,6 +112,28 @@ class Reply:
         return json.loads(self.body)
 
 
+def result(load):
+    """Wait for a load to end; return what it printed, its ticket ids as integers."""
+    with load:
+        found = json.loads(load.communicate(timeout=300)[0])
+    for name in ("sent", "acknowledged", "statuses"):
+        found[name] = {int(key): value for key, value in found[name].items()}
+    return found
+
+
+def lost(acknowledged, sent, rows):
+    """Return the tickets that hold neither what was acknowledged last nor what was sent after it.
+
+    `rows` are those of the table; a ticket that was never acknowledged may hold anything sent.
+    """
+    stored = {row["id"]: int((row["category"] or "n 0").removeprefix("n ")) for row in rows}
+    return [
+        (ticket_id, acknowledged.get(ticket_id, 0), stored[ticket_id], last)
+        for ticket_id, last in sent.items()
+        if not acknowledged.get(ticket_id, 0) <= stored[ticket_id] <= last
+    ]
+
+
 class Server:
     """The service as its Procfile starts it, on a port of its own of 127.0.0.1."""
 
@@ -175,6 +208,32 @@ class Server:
     @property
     def log(self):
         return self.log_path.read_text(errors="replace")
+
+    def fill(self, count):
+        """Add tickets past the service; return it."""
+        with sqlite3.connect(self.path) as connection:
+            connection.execute(
+                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) "
+                "INSERT INTO ticket (user_description, status) SELECT 'n ' || i, 'closed' FROM n",
+                [count],
+            )
+        connection.close()
+        return self
+
+    @property
+    def path(self):
+        """The path of the database file."""
+        return self.environ["DATABASE_URL"].removeprefix("sqlite:///")
+
+    def load(self, clients, seconds, tickets=1000, *options):
+        """Start tests/load.py against the service and return its process."""
+        arguments = ["--port", self.port, "--clients", clients, "--seconds", seconds]
+        arguments += ["--tickets", tickets, *options]
+        return subprocess.Popen(
+            [sys.executable, ROOT / "tests" / "load.py", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
     def connect(self, timeout=10):
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)

@@ -1,0 +1,145 @@
+"""A bounded load of PATCHes: so many keep-alive clients for so many seconds, then one JSON object.
+
+Client k of n owns the tickets k + 1, k + 1 + n, …, so that what was last sent to a ticket and what
+was last acknowledged for it is known, whatever happens to the service meanwhile.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import time
+
+
+class Client(asyncio.Protocol):
+    """One connection at a time, one request at a time."""
+
+    def __init__(self, load, tickets):
+        self.load = load
+        self.tickets = itertools.cycle(tickets)
+        self.sent_at = None
+
+    def connection_made(self, transport):
+        self.transport = transport
+        self.received = b""
+        self.send()
+
+    def send(self):
+        if self.load.over():
+            self.transport.close()
+            return
+        self.ticket = next(self.tickets)
+        self.number = self.load.sent.get(self.ticket, 0) + 1
+        self.load.sent[self.ticket] = self.number
+        body = b'{"category": "n %d"}' % self.number
+        self.sent_at = time.perf_counter()
+        self.transport.write(self.load.head % (self.ticket, len(body)) + body)
+
+    def data_received(self, data):
+        self.received += data
+        head, separator, body = self.received.partition(b"\r\n\r\n")
+        if not separator:
+            return
+        head = head.lower()
+        start = head.find(b"content-length:") + len(b"content-length:")
+        if len(body) < int(head[start:].split(b"\r", 1)[0]):
+            return
+        self.received = b""
+        status = int(head[9:12])
+        self.load.answered(self, status, body)
+        self.sent_at = None
+        if b"connection: close" not in head:
+            self.send()
+
+    def connection_lost(self, error):
+        if self.sent_at is not None:
+            self.load.failures["cut" if self.received else "unanswered"] += 1
+            self.sent_at = None
+        if not self.load.once:
+            self.load.connect_soon(self)
+
+
+class Load:
+    def __init__(self, port, clients, seconds, tickets, once):
+        self.port, self.clients, self.seconds, self.once = port, clients, seconds, once
+        self.tickets = range(1, 1 + max(tickets, clients))
+        self.head = (
+            b"PATCH /api/v1/tickets/%d HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        )
+        self.sent, self.acknowledged = {}, {}
+        self.tasks = set()
+        self.statuses, self.latencies = {}, []
+        self.failures = {"cut": 0, "unanswered": 0, "refused": 0, "not json": 0}
+
+    def over(self):
+        return time.perf_counter() >= self.end
+
+    def answered(self, client, status, body):
+        self.latencies.append(time.perf_counter() - client.sent_at)
+        self.statuses[status] = self.statuses.get(status, 0) + 1
+        if not body.startswith(b"{"):
+            self.failures["not json"] += 1
+        if status == 200:
+            self.acknowledged[client.ticket] = client.number
+
+    def connect_soon(self, client):
+        task = asyncio.ensure_future(self.connect(client))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def connect(self, client):
+        while not self.over():
+            try:
+                await asyncio.get_running_loop().create_connection(
+                    lambda: client, "127.0.0.1", self.port
+                )
+                return
+            except OSError:
+                self.failures["refused"] += 1
+                await asyncio.sleep(0.05)
+
+    async def run(self):
+        start = time.perf_counter()
+        self.end = start + self.seconds
+        for number in range(self.clients):
+            self.connect_soon(Client(self, self.tickets[number :: self.clients]))
+        # The last answers may take longer than the sending did.
+        await asyncio.sleep(self.seconds)
+        deadline = self.end + 12
+        while self.tasks or self.waiting():
+            if time.perf_counter() > deadline:
+                break
+            await asyncio.sleep(0.02)
+        latencies = sorted(self.latencies) or [0.0]
+        return {
+            "seconds": self.seconds,
+            "throughput": len(self.latencies) / self.seconds,
+            "p50": latencies[len(latencies) // 2],
+            "p99": latencies[int(len(latencies) * 0.99)],
+            "max": latencies[-1],
+            "statuses": self.statuses,
+            "failures": self.failures,
+            "sent": self.sent,
+            "acknowledged": self.acknowledged,
+        }
+
+    def waiting(self):
+        answered = sum(self.statuses.values())
+        failed = self.failures["cut"] + self.failures["unanswered"]
+        return answered + failed < sum(self.sent.values())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--tickets", type=int, default=1000)
+    parser.add_argument("--once", action="store_true", help="do not connect again")
+    arguments = parser.parse_args()
+    print(json.dumps(asyncio.run(Load(**vars(arguments)).run())))
+
+
+if __name__ == "__main__":
+    main()

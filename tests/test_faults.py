@@ -1,0 +1,266 @@
+"""Kills, stops and failing disks: nothing that was acknowledged is lost, and no hand is needed."""
+
+import http.client
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import sqlite3
+import subprocess
+import time
+
+import pytest
+
+from tests.conftest import lost, result
+from tests.test_concurrency import together
+
+# Root is bound by the permissions of files only without these capabilities.
+BOUND = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+STRACE = ["strace", "-f", "-y", "-e", "trace=pwrite64,fdatasync,fsync,sendto"]
+
+
+def check(server):
+    """Return what SQLite says of the file, and the rows."""
+    connection = sqlite3.connect(server.path)
+    connection.row_factory = sqlite3.Row
+    integrity = connection.execute("PRAGMA integrity_check").fetchall()[0][0]
+    rows = connection.execute("SELECT id, category FROM ticket").fetchall()
+    connection.close()
+    return integrity, rows
+
+
+def test_a_kill_of_every_process_loses_nothing_acknowledged(server, full):
+    """E4: at a random moment under load, again and again."""
+    server.fill(100)
+    for _ in range(20 if full else 4):
+        load = server.load(16, 1.5, 100)
+        time.sleep(random.uniform(0.5, 1.2))
+        server.kill()
+        found = result(load)
+        server.start()
+        integrity, rows = check(server)
+        assert integrity == "ok"
+        assert found["acknowledged"]
+        assert not lost(found["acknowledged"], found["sent"], rows)
+        with sqlite3.connect(server.path) as connection:
+            connection.execute("UPDATE ticket SET category = NULL")
+        connection.close()
+
+
+def test_an_answer_comes_after_the_sync(server, tmp_path):
+    """E4: a power cut takes what was written but not synced, so the sync precedes the answer."""
+    if not shutil.which("strace"):
+        pytest.skip("needs strace(1)")
+    server.fill(1)
+    traces = [tmp_path / f"trace-{pid}" for pid in server.workers()]
+    tracers = [
+        subprocess.Popen(
+            [*STRACE, "-o", trace, "-p", str(pid)],
+            stderr=subprocess.PIPE,
+        )
+        for trace, pid in zip(traces, server.workers(), strict=True)
+    ]
+    for tracer in tracers:
+        assert b"attached" in tracer.stderr.readline()
+    assert server.patch(1, {"status": "closed"}).status == 200
+    for tracer in tracers:
+        tracer.terminate()
+        tracer.communicate()
+    trace = "".join(trace.read_text() for trace in traces)
+    calls = re.findall(r"(pwrite64|fdatasync|fsync|sendto)\(\d+<([^>]*)>", trace)
+    order = [(name, path.endswith("-wal")) for name, path in calls]
+    last_write = max(i for i, call in enumerate(order) if call == ("pwrite64", True))
+    answer = next(i for i, (name, _) in enumerate(order) if name == "sendto")
+    assert {("fdatasync", True), ("fsync", True)} & set(order[last_write:answer])
+
+
+def test_sigterm_under_load_answers_what_was_accepted(server):
+    server.fill(1000)
+    load = server.load(32, 3, 1000, "--once")
+    time.sleep(1)
+    started = time.monotonic()
+    assert server.stop(10) == 0
+    assert time.monotonic() - started < 10
+    found = result(load)
+    assert set(found["statuses"]) == {200}
+    assert set(found["failures"].values()) == {0}
+    assert "Traceback" not in server.log
+
+
+def test_a_killed_worker_takes_nobody_along(server):
+    """N1: the others go on, and the master makes a new one."""
+    server.fill(1000)
+    load = server.load(32, 3)
+    time.sleep(1)
+    killed = server.workers()[0]
+    os.kill(killed, signal.SIGKILL)
+    found = result(load)
+    integrity, rows = check(server)
+    assert integrity == "ok"
+    assert set(found["statuses"]) == {200}
+    assert found["failures"]["cut"] == found["failures"]["not json"] == 0
+    assert found["failures"]["refused"] == 0
+    assert 0 < found["failures"]["unanswered"] < 32
+    assert not lost(found["acknowledged"], found["sent"], rows)
+    assert len(server.workers()) == 2
+    assert killed not in server.workers()
+
+
+def failures(server):
+    """Return the first lines of the failures in the log, and how many tracebacks it has."""
+    return re.findall(r"failed: (.*)", server.log), server.log.count("Traceback")
+
+
+def patch_until_it_fails(server, limit=3000):
+    for number in range(limit):
+        text = f"{number} " + "x" * 5000
+        if server.patch(1, {"ai_suggested_response": text}).status != 200:
+            return number
+    raise AssertionError("it does not fail")
+
+
+def test_a_full_disk_is_survived(server):
+    """P10: a file-size limit stands for the end of the disk."""
+    server.fill(1)
+    processes = [server.process.pid, *server.workers()]
+    limits = {pid: resource.prlimit(pid, resource.RLIMIT_FSIZE) for pid in processes}
+    for pid, (_, hard) in limits.items():
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (256 * 1024, hard))
+    number = patch_until_it_fails(server)
+    assert number > 0
+    reply = server.patch(1, {"category": "more", "status": "pending_agent"})
+    assert reply.status == 500
+    assert reply.json == {"error": "Internal server error"}
+    stored = server.get(1).json
+    assert stored["ai_suggested_response"].startswith(f"{number - 1} ")
+    assert (stored["category"], stored["status"]) == (None, "closed")
+    causes, _ = failures(server)
+    assert len(causes) == 2
+    assert all("disk" in cause for cause in causes)
+    for pid, limit in limits.items():
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
+    for _ in range(8):
+        assert server.patch(1, {"category": "more"}).status == 200
+    assert check(server)[0] == "ok"
+
+
+@pytest.fixture
+def bound_server(make_server):
+    """The service under a user whom the permissions of a file bind."""
+    if os.geteuid() != 0:
+        return make_server().start()
+    if not shutil.which("setpriv"):
+        pytest.skip("needs setpriv(1), or a user other than root")
+    return make_server().start(prefix=BOUND)
+
+
+def replace_workers(server):
+    """Have the master make new workers, whose threads have no connections yet."""
+    old = set(server.workers())
+    for pid in old:
+        os.kill(pid, signal.SIGKILL)
+    while len(set(server.workers()) - old) < len(old):
+        time.sleep(0.05)
+
+
+def test_a_read_only_file_is_survived(bound_server):
+    """P10: and the threads that opened it read-only write again when they may."""
+    server = bound_server
+    server.fill(1)
+    os.chmod(server.path, 0o444)
+    replace_workers(server)  # Their connections may write.
+    replies = together(16, lambda number: server.patch(1, {"category": f"n {number}"}))
+    assert {reply.status for reply in replies} == {500}
+    assert server.get(1).json["category"] is None
+    assert server.request("GET", "/api/health").status == 200
+    causes, tracebacks = failures(server)
+    assert causes == ["attempt to write a readonly database"] * 16
+    assert tracebacks >= 16
+    os.chmod(server.path, 0o644)
+    replies = together(16, lambda number: server.patch(1, {"category": f"n {number}"}))
+    assert {reply.status for reply in replies} == {200}
+
+
+def test_an_unreadable_wal_is_survived(bound_server):
+    """P10, H1: 500 and 503, until it can be read again."""
+    server = bound_server
+    holder = sqlite3.connect(server.path)  # Keeps the -wal file from being deleted.
+    holder.execute("INSERT INTO ticket (user_description, status) VALUES ('x', 'closed')")
+    holder.commit()
+    os.chmod(f"{server.path}-wal", 0)
+    replace_workers(server)  # Their connections have it open.
+    assert server.patch(1, {"status": "closed"}).status == 500
+    assert server.get(1).status == 500
+    reply = server.request("GET", "/api/health")
+    assert (reply.status, reply.json) == (503, {"error": "Database unavailable"})
+    assert failures(server)[0] == ["unable to open database file"] * 2
+    os.chmod(f"{server.path}-wal", 0o644)
+    for _ in range(8):
+        assert server.patch(1, {"status": "closed"}).status == 200
+        assert server.request("GET", "/api/health").status == 200
+    holder.close()
+
+
+def test_eight_workers_start_on_a_fresh_file(make_server, full, tmp_path):
+    """And on a file of an older start; none fails, none finds it locked."""
+    for turn in range(20 if full else 4):
+        url = f"sqlite:///{tmp_path}/fresh-{turn}.db"
+        for _ in range(2):
+            server = make_server(WEB_CONCURRENCY="8", DATABASE_URL=url).start()
+            replies = together(16, lambda number, server=server: server.post())
+            assert {reply.status for reply in replies} == {201}
+            workers = server.workers()
+            assert len(workers) == 8
+            assert server.stop() == 0
+            assert server.log.count("Booting worker") == 8
+            assert "locked" not in server.log
+            assert "Traceback" not in server.log
+
+
+def test_several_services_start_at_once_on_a_fresh_file(make_server):
+    servers = [make_server() for _ in range(4)]
+    for server in servers:
+        server.start(wait=False)
+    for server in servers:
+        server.wait()
+        assert server.post().status == 201
+        assert "locked" not in server.log
+
+
+def memory(server):
+    """Return the proportional set size of the workers, in KiB."""
+    total = 0
+    for pid in server.workers():
+        with open(f"/proc/{pid}/smaps_rollup") as rollup:
+            total += sum(int(line.split()[1]) for line in rollup if line.startswith("Pss:"))
+    return total
+
+
+def work(server, seconds):
+    """Write with 16 clients and read the list beside them; return the largest size of the WAL."""
+    wal = 0
+    load = server.load(16, seconds)
+    reader = server.connect()
+    while load.poll() is None:
+        try:
+            server.request("GET", "/api/v1/tickets?limit=1000", connection=reader)
+        except http.client.HTTPException:
+            reader.close()
+        wal = max(wal, os.path.getsize(f"{server.path}-wal"))
+    reader.close()
+    assert set(result(load)["statuses"]) == {200}
+    return wal
+
+
+def test_the_wal_and_the_memory_stay_bounded(server, full):
+    """An hour's worth of writes in a minute, beside a reader of the list."""
+    server.fill(1000)
+    seconds = 60 if full else 6
+    for _ in range(4):  # Each thread has its buffers only once it has worked.
+        together(100, lambda number: server.request("GET", "/api/v1/tickets?limit=1000"))
+    work(server, seconds)
+    before = memory(server)
+    assert work(server, seconds) < 16 * 1024 * 1024
+    assert memory(server) < before * 1.1 + 1024
