@@ -1,0 +1,53 @@
+"""A backup taken under load opens, is intact, and holds what was acknowledged before it began."""
+
+import re
+import shutil
+import sqlite3
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.test_concurrency import together
+
+COMMAND = re.search(r"^sqlite3 tickets\.db .*$", (ROOT / "README.md").read_text(), re.MULTILINE)[0]
+CLIENTS = 8
+
+
+def test_a_backup_under_load_is_whole(server):
+    """E4: by the README's own command."""
+    if not shutil.which("sqlite3"):
+        pytest.skip("needs sqlite3(1)")
+    server.fill(20_000)
+    acknowledged, over = [0] * CLIENTS, threading.Event()
+
+    def write(number):
+        connection = server.connect()
+        while not over.is_set():
+            value = acknowledged[number] + 1
+            reply = server.patch(number + 1, {"category": f"n {value}"}, connection=connection)
+            assert reply.status == 200
+            acknowledged[number] = value
+        connection.close()
+
+    load = threading.Thread(target=together, args=(CLIENTS, write))
+    load.start()
+    try:
+        while min(acknowledged) < 20:
+            pass
+        before = list(acknowledged)
+        folder = Path(server.path).parent
+        subprocess.run(COMMAND, shell=True, cwd=folder, check=True, timeout=30)
+    finally:
+        over.set()
+        load.join()
+    backup = sqlite3.connect(folder / "backup.db")
+    assert backup.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    stored = backup.execute(
+        "SELECT category FROM ticket WHERE id <= ? ORDER BY id", [CLIENTS]
+    ).fetchall()
+    backup.close()
+    values = [int(category.removeprefix("n ")) for (category,) in stored]
+    assert all(value >= least for value, least in zip(values, before, strict=True))
