@@ -108,3 +108,16 @@ def test_concurrent_creations_get_ids_of_their_own(server):
     answers = [answer for answers in together(8, client) for answer in answers]
     assert {status for status, _ in answers} == {201}
     assert {location for _, location in answers} == {f"{TICKETS}/{n}" for n in range(1, 201)}
+
+
+def test_a_write_that_breaks_a_rule_takes_no_other_along(server, sql):
+    """P10: a rule that only the table knows; those committed together with it are not harmed."""
+    server.fill(16)
+    sql(
+        "CREATE TRIGGER unlucky BEFORE UPDATE ON ticket WHEN NEW.id = 13 "
+        "BEGIN SELECT RAISE(ABORT, 'unlucky'); END"
+    )
+    for _ in range(10):
+        replies = together(16, lambda number: server.patch(number + 1, {"category": "x"}))
+        assert [reply.status for reply in replies] == [200] * 12 + [500] + [200] * 3
+    assert server.log.count("failed: unlucky") == 10

@@ -100,9 +100,9 @@ def test_a_killed_worker_takes_nobody_along(server):
     integrity, rows = check(server)
     assert integrity == "ok"
     assert set(found["statuses"]) == {200}
-    assert found["failures"]["cut"] == found["failures"]["not json"] == 0
-    assert found["failures"]["refused"] == 0
-    assert 0 < found["failures"]["unanswered"] < 32
+    failures = found["failures"]
+    assert failures["not json"] == failures["refused"] == 0
+    assert 0 < failures["unanswered"] + failures["cut"] < 32  # Its own clients, at that moment.
     assert not lost(found["acknowledged"], found["sent"], rows)
     assert len(server.workers()) == 2
     assert killed not in server.workers()
