@@ -1,0 +1,329 @@
+"""Measure the started service beside the limit: the same UPDATE in a bare WSGI function.
+
+Run as `python tests/benchmark.py`. Both are driven in turn, round by round, with every PATCH a real
+change; what is printed are medians over the rounds, and ratios to the limit.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKERS = 2
+CLIENTS = (1, 16, 64)
+TICKETS = 1000
+PATH = re.compile("/api/v1/tickets/([0-9]+)")
+COLUMNS = (
+    "id, user_description, category, ai_suggested_response, confidence_score, status, "
+    "created_at, updated_at"
+)
+NOW = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
+UPDATE = (
+    f"UPDATE ticket SET category = ?, updated_at = {NOW}, version = version + 1 "
+    f"WHERE id = ? RETURNING {COLUMNS}, version"
+)
+WRK_SCRIPT = """
+local sent = 0
+request = function()
+  sent = sent + 1
+  local body = string.format('{"category": "n %%d"}', sent)
+  local path = "/api/v1/tickets/" .. (sent %% %d + 1)
+  return wrk.format("PATCH", path, {["Content-Type"] = "application/json"}, body)
+end
+local bad = 0
+response = function(status) if status ~= 200 then bad = bad + 1 end end
+local all = {}
+setup = function(thread) table.insert(all, thread) end
+done = function(summary, latency)
+  print(string.format('{"requests": %%d, "seconds": %%f, "p50": %%f, "p99": %%f, "errors": %%d}',
+    summary.requests, summary.duration / 1e6, latency:percentile(50) / 1e6,
+    latency:percentile(99) / 1e6, summary.errors.status + summary.errors.timeout))
+end
+"""
+
+
+def limit(environ, start_response):
+    """The least a PATCH can be: a WSGI function around sqlite3, one connection to a process."""
+    global _connection
+    if _connection is None:
+        _connection = sqlite3.connect(os.environ["LIMIT_FILE"], isolation_level=None, timeout=5)
+        _connection.execute("PRAGMA synchronous = full")
+    match = PATH.fullmatch(environ["PATH_INFO"])
+    if environ["REQUEST_METHOD"] == "GET":
+        row = _connection.execute("SELECT 1").fetchone()
+    else:
+        category = json.loads(environ["wsgi.input"].read())["category"]
+        row = _connection.execute(UPDATE, (category, int(match[1]))).fetchall()[0]
+    body = json.dumps(dict(zip(COLUMNS.split(", "), row, strict=False))).encode()
+    headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+    start_response("200 OK", headers)
+    return [body]
+
+
+_connection = None
+
+
+class Service:
+    """One gunicorn with its workers, on a file of its own."""
+
+    def __init__(self, name, folder, command, cwd, environ):
+        self.name, self.file = name, folder / f"{name.replace(' ', '-')}.db"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.command = [*command, "--bind", f"127.0.0.1:{self.port}"]
+        self.cwd, self.environ = cwd, environ
+        self.log = folder / f"{self.file.name}.log"
+
+    def start(self):
+        """Start it and return the seconds until its first answer."""
+        environ = {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "WEB_CONCURRENCY": str(WORKERS),
+            "DATABASE_URL": f"sqlite:///{self.file}",
+            "LIMIT_FILE": str(self.file),
+            **self.environ,
+        }
+        started = time.perf_counter()
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command, cwd=self.cwd, env=environ, stdout=log, stderr=log
+            )
+        while True:
+            try:
+                self.get("/api/health")
+                return time.perf_counter() - started
+            except OSError:
+                if self.process.poll() is not None or time.perf_counter() > started + 20:
+                    raise SystemExit(
+                        f"{self.name} does not start: {self.log.read_text()}"
+                    ) from None
+                time.sleep(0.005)
+
+    def get(self, path):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
+            return answer.read()
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(20)
+
+    def pids(self):
+        pid = self.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [pid, *map(int, children)]
+
+    def cpu(self):
+        """Return the CPU seconds of all its processes."""
+        ticks = 0
+        for pid in self.pids():
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def memory(self):
+        """Return the proportional set size of all its processes, in MiB."""
+        total = 0
+        for pid in self.pids():
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            total += int(re.search(r"^Pss:\s+(\d+)", rollup, re.MULTILINE)[1])
+        return total / 1024
+
+    def fill(self, count):
+        """Make the table hold `count` tickets."""
+        with contextlib.closing(sqlite3.connect(self.file)) as connection, connection:
+            connection.execute(
+                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) "
+                "INSERT INTO ticket (user_description, status) SELECT 'It does not work, case ' "
+                "|| i, CASE i % 3 WHEN 0 THEN 'closed' ELSE 'pending_agent' END FROM n",
+                [count],
+            )
+
+    def values(self):
+        """Return the number that each of the first tickets holds, by id."""
+        with contextlib.closing(sqlite3.connect(self.file)) as connection:
+            rows = connection.execute(
+                "SELECT id, category FROM ticket WHERE id <= ?", [TICKETS]
+            ).fetchall()
+        return {ticket_id: int((category or "n 0").split()[1]) for ticket_id, category in rows}
+
+
+def drive(service, clients, seconds, folder):
+    """Load the service and return its figures; end with a message where an answer was not 200."""
+    cpu = service.cpu()
+    if shutil.which("wrk"):
+        script = folder / "patch.lua"
+        script.write_text(WRK_SCRIPT % TICKETS)
+        command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "10s"]
+        command += ["-s", str(script), f"http://127.0.0.1:{service.port}"]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        found = json.loads(output.splitlines()[-1])
+        requests, errors = found["requests"], found["errors"]
+        values = service.values()
+        # wrk sends number n to ticket n % TICKETS + 1 and ends with some unanswered.
+        wrong = [
+            ticket_id
+            for ticket_id, value in values.items()
+            if (value and value % TICKETS + 1 != ticket_id)
+            or value < requests - clients - 2 * TICKETS
+        ]
+    else:
+        command = [sys.executable, ROOT / "tests" / "load.py", "--port", service.port]
+        command += ["--clients", clients, "--seconds", seconds, "--tickets", TICKETS]
+        output = subprocess.run(map(str, command), capture_output=True, text=True, check=True)
+        found = json.loads(output.stdout)
+        requests = sum(found["statuses"].values())
+        errors = sum(found["failures"].values()) + requests - found["statuses"].get("200", 0)
+        values = service.values()
+        wrong = [
+            ticket_id
+            for ticket_id, acknowledged in found["acknowledged"].items()
+            if not acknowledged <= values[int(ticket_id)] <= found["sent"][ticket_id]
+        ]
+    if errors or wrong:
+        raise SystemExit(f"{service.name}: {errors} bad answers, {len(wrong)} lost values")
+    return {
+        "throughput": requests / found["seconds"],
+        "p50": found["p50"] * 1000,
+        "p99": found["p99"] * 1000,
+        "cpu": (service.cpu() - cpu) / requests * 1e6,
+        "memory": service.memory(),
+    }
+
+
+def medians(rounds):
+    return {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
+
+
+def progress(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def compare(services, rounds, seconds, folder):
+    """Drive the services in turn; return {clients: {name: medians}}."""
+    figures = {}
+    for clients in CLIENTS:
+        found = {service.name: [] for service in services}
+        for number in range(rounds):
+            for service in services:
+                found[service.name].append(drive(service, clients, seconds, folder))
+                latest = found[service.name][-1]
+                progress(
+                    f"{clients} clients, round {number + 1} of {rounds}, {service.name}: "
+                    f"{latest['throughput']:.0f}/s"
+                )
+        figures[clients] = {name: medians(each) for name, each in found.items()}
+    return figures
+
+
+def pages(service, count):
+    """Return the median milliseconds of the first and last pages, with and without a status."""
+    queries = {
+        "first": "limit=100",
+        "last": "limit=100&before=101",
+        "first, closed": "limit=100&status=closed",
+        "last, closed": "limit=100&status=closed&before=301",
+    }
+    times = {name: [] for name in queries}
+    for _ in range(60):
+        for name, query in queries.items():
+            started = time.perf_counter()
+            service.get(f"/api/v1/tickets?{query}")
+            times[name].append((time.perf_counter() - started) * 1000)
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+def sizes(make, rounds, seconds, folder):
+    """Compare 1,000 tickets with 1,000,000: PATCHes of 16 clients, and pages of the list."""
+    small, large = make("1,000 tickets"), make("1,000,000 tickets")
+    for service, count in ((small, TICKETS), (large, 1_000_000)):
+        service.start()
+        service.fill(count)
+    found = {small.name: [], large.name: []}
+    for number in range(rounds):
+        for service in (small, large):
+            found[service.name].append(drive(service, 16, seconds, folder))
+            progress(f"round {number + 1} of {rounds}, {service.name}")
+    figures = {
+        service.name: {**medians(found[service.name]), "pages": pages(service, count)}
+        for service, count in ((small, TICKETS), (large, 1_000_000))
+    }
+    small.stop()
+    large.stop()
+    return figures
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=5, help="of each load")
+    parser.add_argument("--json", action="store_true", help="print the figures for machines")
+    parser.add_argument("--skip-sizes", action="store_true", help="leave the large file out")
+    arguments = parser.parse_args()
+    procfile = shlex.split((ROOT / "Procfile").read_text().removeprefix("web: "))
+    with tempfile.TemporaryDirectory(dir=ROOT / "tests") as name:
+        folder = Path(name)
+
+        def make(name):
+            return Service(name, folder, procfile, ROOT, {})
+
+        service = make("ticketsvc")
+        first_answer = service.start()
+        service.fill(TICKETS)
+        bare = Service("limit", folder, ["gunicorn", "benchmark:limit"], ROOT / "tests", {})
+        with contextlib.closing(sqlite3.connect(service.file)) as connection:
+            connection.execute("VACUUM INTO ?", [str(bare.file)])
+        with contextlib.closing(sqlite3.connect(bare.file)) as connection:
+            connection.execute("PRAGMA journal_mode = wal")
+        bare.start()
+        try:
+            figures = {
+                "first answer": first_answer,
+                "clients": compare([service, bare], arguments.rounds, arguments.seconds, folder),
+            }
+        finally:
+            service.stop()
+            bare.stop()
+        if not arguments.skip_sizes:
+            figures["sizes"] = sizes(make, arguments.rounds, arguments.seconds, folder)
+    if arguments.json:
+        print(json.dumps(figures, indent=2))
+        return
+    report(figures)
+
+
+def report(figures):
+    print(f"first answer {figures['first answer']:.2f} s after the start")
+    print("clients  name         PATCH/s  ratio  p50 ms  p99 ms  ratio  CPU us  ratio  MiB")
+    for clients, found in figures["clients"].items():
+        base = found["limit"]
+        for name, f in found.items():
+            print(
+                f"{clients:>7}  {name:<11} {f['throughput']:>8.0f} "
+                f"{f['throughput'] / base['throughput']:>6.2f} {f['p50']:>7.1f} {f['p99']:>7.1f} "
+                f"{f['p99'] / base['p99']:>6.2f} {f['cpu']:>7.0f} {f['cpu'] / base['cpu']:>6.2f} "
+                f"{f['memory']:>4.0f}"
+            )
+    if "sizes" in figures:
+        (small, f), (large, g) = figures["sizes"].items()
+        print(f"{large} / {small}: PATCH/s {g['throughput'] / f['throughput']:.2f}, ", end="")
+        print(f"CPU {g['cpu'] / f['cpu']:.2f}, page ", end="")
+        print(", ".join(f"{n} {g['pages'][n] / f['pages'][n]:.2f}" for n in f["pages"]))
+
+
+if __name__ == "__main__":
+    main()
