@@ -1,11 +1,13 @@
 """The ticket table and the verbs that change or find a ticket.
 
-Everything that concerns SQLite alone lives here and only here.
+Everything in which SQLite and PostgreSQL differ lives here and only here.
 """
 
 import fcntl
 import functools
+import importlib.util
 import os
+import select
 import sqlite3
 import threading
 import time
@@ -21,15 +23,20 @@ from peewee import (
     DatabaseError,
     DatabaseProxy,
     DoubleField,
+    IntegrityError,
     Model,
+    Node,
     OperationalError,
     PeeweeException,
+    ProgrammingError,
     SqliteDatabase,
     TextField,
     Value,
     fn,
 )
 from playhouse import db_url
+from playhouse.cockroachdb import PooledCockroachDatabase
+from playhouse.pool import MaxConnectionsExceeded, PooledPostgresqlDatabase
 
 STATUSES = ("ai_resolved", "pending_agent", "closed")
 DESCRIPTION_MAX = 10_000
@@ -43,11 +50,40 @@ BUSY_TIMEOUT = 0.25  # seconds, after which a write lets others try, and queues 
 # connection with a page cache of its own, kept at 256 KiB since the system caches the file too.
 PRAGMAS = {"journal_mode": "wal", "synchronous": "full", "cache_size": -256}
 
-# In SQLite's date functions 'now' is one instant for the whole statement
-# (sqlite.org/lang_datefunc.html), so both timestamps of a new row are equal.
-NOW = SQL("strftime('%Y-%m-%dT%H:%M:%fZ', 'now')")
+POOL_SIZE = 8  # connections of a process to PostgreSQL; `?max_connections=` in the URL overrides
+POSTGRESQL_OPTIONS = {
+    "prefer_psycopg3": True,
+    "max_connections": POOL_SIZE,
+    "timeout": WRITE_TIMEOUT,  # seconds, the longest a request waits for a connection
+    "stale_timeout": 300,  # seconds, after which a connection is made anew
+    "connect_timeout": 3,  # seconds
+    "options": f"-c statement_timeout={WRITE_TIMEOUT}s",
+}
+PSYCOPG = "psycopg[binary]==3.3.9"
 
 database = DatabaseProxy()
+
+
+class PerDatabase(Node):
+    """SQL in which SQLite and PostgreSQL, with those that speak like it, differ."""
+
+    def __init__(self, sqlite, postgresql):
+        self.sqlite, self.postgresql = sqlite, postgresql
+
+    def __sql__(self, ctx):
+        on_sqlite = isinstance(database.obj, SqliteDatabase)
+        return ctx.literal(self.sqlite if on_sqlite else self.postgresql)
+
+
+# Timestamps are text in both. 'now' is one instant for a whole statement of SQLite
+# (sqlite.org/lang_datefunc.html), as now() is in PostgreSQL, so that those of a new row are
+# equal; clock_timestamp() also counts the time that an UPDATE has waited for the row.
+_TO_TEXT = """to_char({}() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
+_SQLITE_NOW = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
+NOW = PerDatabase(_SQLITE_NOW, _TO_TEXT.format("clock_timestamp"))
+DEFAULT_NOW = PerDatabase(f"DEFAULT ({_SQLITE_NOW})", f"DEFAULT {_TO_TEXT.format('now')}")
+# Keeps the id of a deleted row from being given out again (sqlite.org/autoinc.html).
+AUTOINCREMENT = PerDatabase("AUTOINCREMENT", "")
 
 
 def is_busy(error):
@@ -167,16 +203,100 @@ class QueuedSqliteDatabase(SqliteDatabase):
         """Run a statement that only reads."""
         return self._retry(super().execute_sql, sql, params)
 
-    def create(self, model):
+    def release(self):
+        """Keep the connection of this thread: to close the last one deletes the log."""
+
+    def prepare(self, model):
         """Create the table of `model` where it is missing, with no other process at it."""
-        with self._alone(), self.connection_context():
-            self.create_tables([model])
+        with self._alone():
+            try:
+                self.create_tables([model])
+                model.get_or_none()  # Fails where there is another table of this name.
+            finally:
+                self.close()
         # Processes that share a descriptor share its lock, so none may cross the fork.
         os.close(self._queue_file)
         self._queue_file = None
 
 
+class Pool:
+    """What Peewee's connection pool needs so that no request waits for a server that is silent."""
+
+    _failed_at = 0
+
+    def connect(self, reuse_if_open=False):
+        """Take a connection from the pool, or wait until one is given back."""
+        self._state.asked_at = time.monotonic()
+        try:
+            return super().connect(reuse_if_open)
+        except MaxConnectionsExceeded as error:
+            raise OperationalError(str(error)) from error
+
+    def _connect(self):
+        # Peewee makes one connection at a time. Whoever waited while an
+        # attempt failed need not wait for another.
+        if self._failed_at > self._state.asked_at:
+            raise OperationalError("the server did not answer the request in front")
+        try:
+            connection = super()._connect()
+        except MaxConnectionsExceeded:
+            raise
+        except Exception:
+            self._failed_at = time.monotonic()
+            raise
+        if "wait" not in vars(connection):
+            # The server's own timeout says nothing when the server does not.
+            connection.wait = functools.partial(connection.wait, timeout=WRITE_TIMEOUT + 1)
+        return connection
+
+    def _is_closed(self, connection):
+        if connection.closed:
+            return True
+        # An idle connection has nothing to be read but its end.
+        poll = select.poll()
+        poll.register(connection.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+    def execute_sql(self, sql, params=None):
+        """Run a statement; a connection on which one failed goes back to no pool."""
+        try:
+            return super().execute_sql(sql, params)
+        except DatabaseError:
+            self.manual_close()
+            raise
+
+    def write(self, sql, params):
+        """Run a statement and return its rows, committed."""
+        return self.execute_sql(sql, params).fetchall()
+
+    def release(self):
+        """Give the connection of this thread back to the pool."""
+        self.close()
+
+    def prepare(self, model):
+        """Create the table of `model` where it is missing; other hosts may be at it too."""
+        try:
+            try:
+                self.create_tables([model])
+            except (IntegrityError, ProgrammingError):
+                # CREATE … IF NOT EXISTS fails where another is just being committed.
+                self.create_tables([model])
+            model.get_or_none()  # Fails where there is another table of this name.
+        finally:
+            self.close_all()
+
+
+class PostgresqlPool(Pool, PooledPostgresqlDatabase):
+    """PostgreSQL."""
+
+
+class CockroachPool(Pool, PooledCockroachDatabase):
+    """CockroachDB, which speaks like PostgreSQL."""
+
+
 db_url.register_database(QueuedSqliteDatabase, "sqlite")
+db_url.register_database(PostgresqlPool, "postgres", "postgresql")
+db_url.register_database(CockroachPool, "cockroachdb")
 
 
 def _length(column, maximum):
@@ -186,7 +306,7 @@ def _length(column, maximum):
 def _timestamp(column):
     return TextField(
         constraints=[
-            SQL(f"DEFAULT ({NOW.sql})"),
+            DEFAULT_NOW,
             Check(f"{column} LIKE '____-__-__T__:__:__.___Z'"),
         ]
     )
@@ -198,9 +318,7 @@ class Ticket(Model):
     `version` counts the writes of the row and is its entity tag; it is never shown in a body.
     """
 
-    # AUTOINCREMENT keeps the id of a deleted row from being given out again
-    # (sqlite.org/autoinc.html).
-    id = BigAutoField(constraints=[SQL("AUTOINCREMENT")])
+    id = BigAutoField(constraints=[AUTOINCREMENT])
     user_description = TextField(constraints=[_length("user_description", DESCRIPTION_MAX)])
     category = TextField(null=True, constraints=[_length("category", CATEGORY_MAX)])
     ai_suggested_response = TextField(
@@ -218,8 +336,6 @@ class Ticket(Model):
         database = database
         table_name = "ticket"
         indexes = ((("status", "id"), False),)
-        # STRICT came with 3.37; an older SQLite would store text in a number's column.
-        strict_tables = sqlite3.sqlite_version_info >= (3, 37, 0)
 
     @classmethod
     def patch(cls, ticket_id, changes, versions=None):
@@ -307,9 +423,28 @@ def prepare(url):
     several processes that convert a new file to WAL at once fail with "database is locked".
     Raises ValueError, with a sentence for the operator, where the database cannot be used.
     """
+    scheme = urlsplit(url).scheme
+    if scheme == "sqlite":
+        options = _sqlite_options(url)
+    elif scheme in ("postgres", "postgresql", "cockroachdb"):
+        if not importlib.util.find_spec("psycopg"):
+            raise ValueError(f"needs a driver, add it with: pip install '{PSYCOPG}'")
+        options = {**POSTGRESQL_OPTIONS, **db_url.parse(url, True, True)}
+    else:
+        raise ValueError("the scheme must be sqlite or postgres, as in sqlite:///tickets.db")
+    try:
+        database.initialize(db_url.connect(url, **options))
+        # STRICT came with 3.37; an older SQLite stores text in a number's column.
+        Ticket._meta.strict_tables = scheme == "sqlite" and sqlite3.sqlite_version_info >= (3, 37)
+        _compile_patch.cache_clear()  # Statements differ from one kind of database to another.
+        database.prepare(Ticket)
+    except (PeeweeException, OSError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the database cannot be used ({reason})") from error
+
+
+def _sqlite_options(url):
     parts = urlsplit(url)
-    if parts.scheme != "sqlite":
-        raise ValueError("the scheme must be sqlite, as in sqlite:///tickets.db")
     if parts.netloc or parts.path in ("", "/", "/:memory:"):
         raise ValueError(
             "must name a file after three slashes, sqlite:///tickets.db, "
@@ -319,21 +454,7 @@ def prepare(url):
         raise ValueError(
             f"needs SQLite 3.35 or newer for RETURNING, this Python has {sqlite3.sqlite_version}"
         )
-    path = Path(parts.path[1:])
-    if not path.parent.is_dir():
-        raise ValueError(f"the folder {path.parent} does not exist, create it first")
-    try:
-        database.initialize(
-            db_url.connect(
-                url,
-                timeout=BUSY_TIMEOUT,
-                returning_clause=True,
-                pragmas=PRAGMAS,
-            )
-        )
-        _compile_patch.cache_clear()  # Statements differ from one kind of database to another.
-        database.create(Ticket)
-        Ticket.find(0)  # Fails where the file has another table of this name.
-        database.close()
-    except (PeeweeException, OSError, TypeError) as error:
-        raise ValueError(f"{path} cannot be used ({error}), name another file") from error
+    folder = Path(parts.path[1:]).parent
+    if not folder.is_dir():
+        raise ValueError(f"the folder {folder} does not exist, create it first")
+    return {"timeout": BUSY_TIMEOUT, "returning_clause": True, "pragmas": PRAGMAS}

@@ -122,6 +122,12 @@ def advertise_patch(response):
     return response
 
 
+@bp.teardown_app_request
+def release_connection(error):
+    """Let the next request have the connection, where there is a pool of them."""
+    models.database.release()
+
+
 @bp.patch("/v1/tickets/<int:ticket_id>")
 def update_ticket(ticket_id):
     """Write the fields present in the body; leave the others alone."""
@@ -234,6 +240,8 @@ def create_app(environ=os.environ):
     """Return the WSGI application set up by `environ`, its database ready to be used."""
     app = Flask(__name__, static_folder=None)
     app.config.update(read_settings(environ))
+    if "DYNO" in environ and app.config["DATABASE_URL"].startswith("sqlite"):
+        app.logger.warning("DATABASE_URL: the disk of a dyno, and tickets.db on it, ends with it")
     try:
         models.prepare(app.config["DATABASE_URL"])
     except ValueError as error:
