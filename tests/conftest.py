@@ -7,13 +7,13 @@ import os
 import shlex
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from peewee import PostgresqlDatabase, SqliteDatabase
 from playhouse import db_url
 
 import models
@@ -21,6 +21,7 @@ from ticketsvc import create_app
 
 ROOT = Path(__file__).resolve().parent.parent
 TICKETS = "/api/v1/tickets"
+POSTGRESQL = os.environ.get("TICKETSVC_TEST_POSTGRESQL")
 DESCRIPTION = "The export button does nothing"
 
 
@@ -35,8 +36,37 @@ def full(request):
 
 
 @pytest.fixture
-def database_url(tmp_path):
+def sqlite_url(tmp_path):
     return f"sqlite:///{tmp_path}/tickets.db"
+
+
+@pytest.fixture
+def postgresql_url():
+    """The server that the environment names, without the table of the test before."""
+    if not POSTGRESQL:
+        pytest.skip("set TICKETSVC_TEST_POSTGRESQL to the URL of a PostgreSQL database")
+    database = connect(POSTGRESQL)
+    database.execute_sql("DROP TABLE IF EXISTS ticket")
+    database.close()
+    return POSTGRESQL
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request):
+    """Each test runs on both databases; a module about one of them overrides this."""
+    return request.getfixturevalue(f"{request.param}_url")
+
+
+@pytest.fixture
+def on_sqlite(database_url):
+    return database_url.startswith("sqlite")
+
+
+def connect(url):
+    """Return a database of Peewee's own kind, past everything the service adds."""
+    kind = SqliteDatabase if url.startswith("sqlite") else PostgresqlDatabase
+    options = {} if kind is SqliteDatabase else {"prefer_psycopg3": True}
+    return kind(**db_url.parse(url, True, True), **options)
 
 
 @pytest.fixture
@@ -49,6 +79,8 @@ def settings():
 def app(database_url, settings):
     yield create_app({"DATABASE_URL": database_url, **settings})
     models.database.close()
+    if hasattr(models.database, "close_all"):
+        models.database.close_all()
 
 
 @pytest.fixture
@@ -74,7 +106,7 @@ def ticket(client):
 @pytest.fixture
 def sql(database_url):
     """Run a statement on a connection of its own: what it sees has been committed."""
-    database = db_url.connect(database_url)
+    database = connect(database_url)
 
     def execute(statement):
         cursor = database.execute_sql(statement)
@@ -211,13 +243,13 @@ class Server:
 
     def fill(self, count):
         """Add tickets past the service; return it."""
-        with sqlite3.connect(self.path) as connection:
-            connection.execute(
-                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) "
-                "INSERT INTO ticket (user_description, status) SELECT 'n ' || i, 'closed' FROM n",
-                [count],
-            )
-        connection.close()
+        database = connect(self.environ["DATABASE_URL"])
+        database.execute_sql(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n "
+            f"WHERE i < {count}) INSERT INTO ticket (user_description, status) "
+            "SELECT 'n ' || i, 'closed' FROM n",
+        )
+        database.close()
         return self
 
     @property

@@ -16,6 +16,12 @@ COMMAND = re.search(r"^sqlite3 tickets\.db .*$", (ROOT / "README.md").read_text(
 CLIENTS = 8
 
 
+@pytest.fixture
+def database_url(sqlite_url):
+    """This is about SQLite."""
+    return sqlite_url
+
+
 def test_a_backup_under_load_is_whole(server):
     """E4: by the README's own command."""
     if not shutil.which("sqlite3"):

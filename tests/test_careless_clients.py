@@ -19,6 +19,12 @@ HALVES = {
 }
 
 
+@pytest.fixture
+def database_url(sqlite_url):
+    """This is about SQLite."""
+    return sqlite_url
+
+
 @pytest.mark.parametrize("again", [False, True], ids=["once", "again-and-again"])
 @pytest.mark.parametrize("sent", HALVES.values(), ids=HALVES)
 def test_the_well_behaved_are_served_beside_the_careless(server, sent, again):

@@ -13,6 +13,12 @@ HELD = 0.3  # seconds out of every second
 
 
 @pytest.fixture
+def database_url(sqlite_url):
+    """This is about SQLite."""
+    return sqlite_url
+
+
+@pytest.fixture
 def holder(database_url):
     """A connection of another process that may take the write lock away from the service."""
     path = database_url.removeprefix("sqlite:///")
@@ -71,3 +77,16 @@ def test_a_write_that_cannot_get_in_is_a_500_in_time(server, holder):
     assert server.log.count("failed: database is locked") == 8
     holder.execute("ROLLBACK")
     assert server.patch(1, {"status": "closed"}).status == 200
+
+
+def test_a_write_that_breaks_a_rule_takes_no_other_along(server, sql):
+    """P10: a rule that only the table knows; those committed together with it are not harmed."""
+    server.fill(16)
+    sql(
+        "CREATE TRIGGER unlucky BEFORE UPDATE ON ticket WHEN NEW.id = 13 "
+        "BEGIN SELECT RAISE(ABORT, 'unlucky'); END"
+    )
+    for _ in range(10):
+        replies = together(16, lambda number: server.patch(number + 1, {"category": "x"}))
+        assert [reply.status for reply in replies] == [200] * 12 + [500] + [200] * 3
+    assert server.log.count("failed: unlucky") == 10

@@ -21,6 +21,12 @@ BOUND = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
 STRACE = ["strace", "-f", "-y", "-e", "trace=pwrite64,fdatasync,fsync,sendto"]
 
 
+@pytest.fixture
+def database_url(sqlite_url):
+    """This is about SQLite."""
+    return sqlite_url
+
+
 def check(server):
     """Return what SQLite says of the file, and the rows."""
     connection = sqlite3.connect(server.path)

@@ -10,9 +10,15 @@ import pytest
 from tests.conftest import ROOT, TICKETS
 
 
-def start_line(**environ):
+@pytest.fixture
+def database_url(sqlite_url):
+    """This is about SQLite."""
+    return sqlite_url
+
+
+def start_line(first="", **environ):
     """Make the application in a process of its own and return what it printed, having failed."""
-    command = [sys.executable, "-c", "import ticketsvc; ticketsvc.create_app()"]
+    command = [sys.executable, "-c", f"{first}import ticketsvc; ticketsvc.create_app()"]
     process = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
     assert process.returncode == 1
     assert process.stdout == ""
@@ -28,8 +34,8 @@ def start_line(**environ):
         ("DATABASE_URL", "sqlite:///", "three slashes"),
         ("DATABASE_URL", "sqlite:///:memory:", "three slashes"),
         ("DATABASE_URL", "sqlite:////nowhere/at/all/tickets.db", "create it first"),
-        ("DATABASE_URL", "sqlite:////tmp", "name another file"),
-        ("DATABASE_URL", "sqlite:////tmp/x.db?colour=red", "name another file"),
+        ("DATABASE_URL", "sqlite:////tmp", "cannot be used"),
+        ("DATABASE_URL", "sqlite:////tmp/x.db?colour=red", "cannot be used"),
         ("TICKETSVC_MISSING_STATUS", "410", "404 or 500"),
         ("TICKETSVC_MISSING_STATUS", "four", "404 or 500"),
         ("TICKETSVC_TOKENS", "a,,b", "single commas"),
@@ -60,19 +66,18 @@ def test_a_database_with_another_ticket_table_stops_the_start(tmp_path):
     assert line.count("\n") == 1
 
 
-def test_an_old_sqlite_stops_the_start(tmp_path):
+def test_an_old_sqlite_stops_the_start(sqlite_url):
     """The one thing here that is pretended: the version, not the library."""
-    program = "import sqlite3; sqlite3.sqlite_version_info = (3, 34, 1)\n"
-    program += "sqlite3.sqlite_version = '3.34.1'\nimport ticketsvc; ticketsvc.create_app()"
-    url = f"sqlite:///{tmp_path}/tickets.db"
-    command = [sys.executable, "-c", program]
-    process = subprocess.run(
-        command, cwd=ROOT, env={"DATABASE_URL": url}, capture_output=True, text=True
-    )
-    assert process.returncode == 1
-    assert process.stderr.count("\n") == 1
-    assert "SQLite 3.35 or newer" in process.stderr
-    assert "3.34.1" in process.stderr
+    version = "sqlite3.sqlite_version_info, sqlite3.sqlite_version = (3, 34, 1), '3.34.1'"
+    line = start_line(f"import sqlite3; {version}\n", DATABASE_URL=sqlite_url)
+    assert line.count("\n") == 1
+    assert "SQLite 3.35 or newer" in line
+    assert "3.34.1" in line
+
+
+def test_a_file_on_a_dyno_is_warned_of_once(make_server):
+    server = make_server(DYNO="web.1").start()
+    assert server.log.count("the disk of a dyno") == 1
 
 
 def test_the_started_service_ends_with_the_same_line(make_server):
