@@ -22,7 +22,11 @@ import time
 import urllib.request
 from pathlib import Path
 
+from peewee import PostgresqlDatabase, SqliteDatabase
+from playhouse import db_url
+
 ROOT = Path(__file__).resolve().parent.parent
+POSTGRESQL = os.environ.get("TICKETSVC_TEST_POSTGRESQL")
 WORKERS = 2
 CLIENTS = (1, 16, 64)
 TICKETS = 1000
@@ -75,6 +79,12 @@ def limit(environ, start_response):
 
 
 _connection = None
+
+
+def connect(url):
+    kind = SqliteDatabase if url.startswith("sqlite") else PostgresqlDatabase
+    options = {} if kind is SqliteDatabase else {"prefer_psycopg3": True}
+    return kind(**db_url.parse(url, True, True), **options)
 
 
 class Service:
@@ -143,22 +153,26 @@ class Service:
             total += int(re.search(r"^Pss:\s+(\d+)", rollup, re.MULTILINE)[1])
         return total / 1024
 
+    def run(self, statement):
+        """Run a statement past the service and return its rows."""
+        database = connect(self.environ.get("DATABASE_URL", f"sqlite:///{self.file}"))
+        cursor = database.execute_sql(statement)
+        rows = cursor.fetchall() if cursor.description else []
+        database.close()
+        return rows
+
     def fill(self, count):
         """Make the table hold `count` tickets."""
-        with contextlib.closing(sqlite3.connect(self.file)) as connection, connection:
-            connection.execute(
-                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) "
-                "INSERT INTO ticket (user_description, status) SELECT 'It does not work, case ' "
-                "|| i, CASE i % 3 WHEN 0 THEN 'closed' ELSE 'pending_agent' END FROM n",
-                [count],
-            )
+        self.run("DELETE FROM ticket")
+        self.run(
+            f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count}) "
+            "INSERT INTO ticket (id, user_description, status) SELECT i, 'It does not work, case ' "
+            "|| i, CASE i - i / 3 * 3 WHEN 0 THEN 'closed' ELSE 'pending_agent' END FROM n"
+        )
 
     def values(self):
         """Return the number that each of the first tickets holds, by id."""
-        with contextlib.closing(sqlite3.connect(self.file)) as connection:
-            rows = connection.execute(
-                "SELECT id, category FROM ticket WHERE id <= ?", [TICKETS]
-            ).fetchall()
+        rows = self.run(f"SELECT id, category FROM ticket WHERE id <= {TICKETS}")
         return {ticket_id: int((category or "n 0").split()[1]) for ticket_id, category in rows}
 
 
@@ -278,8 +292,8 @@ def main():
     with tempfile.TemporaryDirectory(dir=ROOT / "tests") as name:
         folder = Path(name)
 
-        def make(name):
-            return Service(name, folder, procfile, ROOT, {})
+        def make(name, **environ):
+            return Service(name, folder, procfile, ROOT, environ)
 
         service = make("ticketsvc")
         first_answer = service.start()
@@ -291,13 +305,18 @@ def main():
             connection.execute("PRAGMA journal_mode = wal")
         bare.start()
         try:
+            services = [service, bare]
+            if POSTGRESQL:
+                services.append(make("PostgreSQL", DATABASE_URL=POSTGRESQL))
+                services[-1].start()
+                services[-1].fill(TICKETS)
             figures = {
                 "first answer": first_answer,
-                "clients": compare([service, bare], arguments.rounds, arguments.seconds, folder),
+                "clients": compare(services, arguments.rounds, arguments.seconds, folder),
             }
         finally:
-            service.stop()
-            bare.stop()
+            for each in services:
+                each.stop()
         if not arguments.skip_sizes:
             figures["sizes"] = sizes(make, arguments.rounds, arguments.seconds, folder)
     if arguments.json:
