@@ -5,11 +5,16 @@ The wire contract is in README.md; models.py holds the table, schemas.py the val
 
 import hmac
 import json
+import logging
 import os
+import re
 import sys
+import uuid
+from pathlib import Path
 from urllib.parse import urlencode
 
-from flask import Blueprint, Flask, Response, abort, current_app, request
+from flask import Blueprint, Flask, Response, abort, current_app, g, has_request_context, request
+from flask.logging import default_handler
 from gunicorn.http.errors import ParseException
 from marshmallow import ValidationError
 from peewee import PeeweeException
@@ -26,7 +31,11 @@ from schemas import (
 )
 
 MAX_BODY = 1024 * 1024  # bytes
-OPEN_PATHS = ("/api/health",)
+OPEN_PATHS = ("/api/health", "/api/openapi.json")
+REQUEST_ID = re.compile("[A-Za-z0-9._-]{1,128}")
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+LOG_FORMAT = "%(asctime)s [%(process)d] [%(levelname)s] [%(request_id)s] %(message)s"
+OPENAPI = Path(__file__).with_name("openapi.json").read_text("utf-8")
 ACCEPT_PATCH = "application/json, application/merge-patch+json"
 ERROR_MESSAGES = {413: "Request body is larger than 1 MiB", 500: "Internal server error"}
 ERROR_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 415: {"Accept-Patch": ACCEPT_PATCH}}
@@ -100,6 +109,13 @@ def if_match_versions():
 
 
 @bp.before_app_request
+def identify_request():
+    """Take the caller's X-Request-ID over where it is sane, else make one."""
+    given = request.headers.get("X-Request-ID", "")
+    g.request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+@bp.before_app_request
 def require_token():
     """Let only a bearer of one of the tokens in (RFC 6750), before anything else is looked at."""
     tokens = current_app.config["TOKENS"]
@@ -115,8 +131,9 @@ def require_token():
 
 
 @bp.after_app_request
-def advertise_patch(response):
-    """Say on OPTIONS which media types PATCH takes (RFC 5789, section 3.1)."""
+def add_headers(response):
+    """Send the request's id, and on OPTIONS what PATCH takes (RFC 5789, section 3.1)."""
+    response.headers["X-Request-ID"] = g.request_id
     if request.method == "OPTIONS" and "PATCH" in response.allow:
         response.headers["Accept-Patch"] = ACCEPT_PATCH
     return response
@@ -190,6 +207,12 @@ def get_health():
         abort(503, "Database unavailable")
 
 
+@bp.get("/openapi.json")
+def get_openapi():
+    """Answer with the contract as OpenAPI 3.1."""
+    return JSONResponse(OPENAPI)
+
+
 def handle_http_error(error):
     """Build the body of every error but a validation error."""
     response = error.get_response()
@@ -229,17 +252,30 @@ def read_settings(environ):
     tokens = [token.strip() for token in environ.get("TICKETSVC_TOKENS", "").split(",")]
     if len(tokens) > 1 and not all(tokens):
         sys.exit("TICKETSVC_TOKENS must be tokens separated by single commas, with none empty")
+    log_level = environ.get("TICKETSVC_LOG_LEVEL", "").lower() or "info"
+    if log_level not in LOG_LEVELS:
+        sys.exit(f"TICKETSVC_LOG_LEVEL must be one of {', '.join(LOG_LEVELS)}")
     return {
         "DATABASE_URL": environ.get("DATABASE_URL") or "sqlite:///tickets.db",
+        "LOG_LEVEL": log_level,
         "MISSING_STATUS": int(missing_status),
         "TOKENS": [token.encode("utf-8", "surrogateescape") for token in tokens if token],
     }
+
+
+def add_request_id(record):
+    """Give a log record the id of the request it is about."""
+    record.request_id = g.get("request_id", "-") if has_request_context() else "-"
+    return True
 
 
 def create_app(environ=os.environ):
     """Return the WSGI application set up by `environ`, its database ready to be used."""
     app = Flask(__name__, static_folder=None)
     app.config.update(read_settings(environ))
+    app.logger.setLevel(app.config["LOG_LEVEL"].upper())
+    app.logger.addFilter(add_request_id)
+    default_handler.setFormatter(logging.Formatter(LOG_FORMAT))
     if "DYNO" in environ and app.config["DATABASE_URL"].startswith("sqlite"):
         app.logger.warning("DATABASE_URL: the disk of a dyno, and tickets.db on it, ends with it")
     try:

@@ -175,17 +175,17 @@ class Server:
         self.environ = {"WEB_CONCURRENCY": "2", **environ}
         self.process = None
 
-    def start(self, wait=True, bind=None, prefix=()):
+    def start(self, wait=True, bind=None, prefix=(), stderr=None):
         """Run the Procfile's command, behind `prefix`; wait until it answers."""
         command = (ROOT / "Procfile").read_text().removeprefix("web: ").strip()
         inherited = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        with self.log_path.open("ab") as log:
+        with self.log_path.open("ab") as log, open(stderr or os.devnull, "ab") as errors:
             self.process = subprocess.Popen(
                 [*prefix, *shlex.split(command), "--bind", bind or f"127.0.0.1:{self.port}"],
                 cwd=ROOT,
                 env={**inherited, **self.environ},
                 stdout=log,
-                stderr=subprocess.STDOUT,
+                stderr=errors if stderr else subprocess.STDOUT,
                 start_new_session=True,
             )
         if wait:

@@ -38,6 +38,7 @@ def start_line(first="", **environ):
         ("DATABASE_URL", "sqlite:////tmp/x.db?colour=red", "cannot be used"),
         ("TICKETSVC_MISSING_STATUS", "410", "404 or 500"),
         ("TICKETSVC_MISSING_STATUS", "four", "404 or 500"),
+        ("TICKETSVC_LOG_LEVEL", "loud", "debug, info, warning"),
         ("TICKETSVC_TOKENS", "a,,b", "single commas"),
         ("TICKETSVC_TOKENS", ",", "single commas"),
     ],

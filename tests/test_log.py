@@ -1,0 +1,168 @@
+"""The log: one line for each request on stdout, and its id everywhere: E5, P9, P10, E2."""
+
+import re
+import time
+
+import pytest
+
+from tests.conftest import DESCRIPTION, ROOT, TICKETS
+
+TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
+LINE = re.compile(
+    rf"^{TIME} (?P<method>\S+) (?P<path>\S+) (?P<status>\d+) (?P<bytes>\d+) "
+    r"(?P<milliseconds>\d+\.\d) (?P<remote>\S+) (?P<id>\S+)$",
+    re.MULTILINE,
+)
+
+
+def lines(server, count=1):
+    """Return the access log since the start, health left out, as dicts, when it has `count`.
+
+    A line is written when the answer has been sent.
+    """
+    deadline = time.monotonic() + 2
+    while True:
+        found = [match.groupdict() for match in LINE.finditer(server.log)]
+        found = [line for line in found if line["path"] != "/api/health"]
+        if len(found) >= count or time.monotonic() > deadline:
+            return found
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    "given", ["import-7.3_B", "x", "a" * 128, "00000000-0000-0000-0000-000000000000"]
+)
+def test_a_sane_request_id_is_taken_over(client, given):
+    """E5."""
+    response = client.get("/api/health", headers={"X-Request-ID": given})
+    assert response.headers["X-Request-ID"] == given
+
+
+@pytest.mark.parametrize(
+    "given", [None, "", "a" * 129, "a b", "a,b", "a\tb", "<b>", "\xe9", "a/b", "a\x00"]
+)
+def test_another_request_id_is_made_anew(client, given):
+    """E5."""
+    headers = {} if given is None else {"X-Request-ID": given}
+    ids = {client.get("/api/health", headers=headers).headers["X-Request-ID"] for _ in range(3)}
+    assert len(ids) == 3
+    assert given not in ids
+    assert all(re.fullmatch("[0-9a-f]{32}", each) for each in ids)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", TICKETS, 200),
+        ("GET", f"{TICKETS}/9", 404),
+        ("PUT", TICKETS, 405),
+        ("GET", "/nowhere", 404),
+        ("PATCH", f"{TICKETS}/9", 400),
+        ("OPTIONS", TICKETS, 200),
+    ],
+)
+def test_every_answer_has_a_request_id(client, method, path, status):
+    """E5: the errors too."""
+    response = client.open(path, method=method, headers={"X-Request-ID": "mine"})
+    assert response.status_code == status
+    assert response.headers["X-Request-ID"] == "mine"
+
+
+def test_each_request_is_one_line(server):
+    """E5: of each kind."""
+    server.post(headers={"X-Request-ID": "post-1"})
+    server.patch(1, {"status": "closed"}, headers={"X-Request-ID": "patch-1"})
+    server.patch(1, {"status": "open"}, headers={"X-Request-ID": "patch-2"})
+    server.patch(9, {"status": "closed"}, headers={"X-Request-ID": "patch-3"})
+    reply = server.request("GET", f"{TICKETS}?limit=1", headers={"X-Request-ID": "list-1"})
+    server.request("HEAD", f"{TICKETS}/1", headers={"X-Request-ID": "head-1"})
+    server.request("DELETE", "/nowhere%0a%20x", headers={"X-Request-ID": "404-1"})
+    found = [
+        (line["method"], line["path"], line["status"], line["remote"], line["id"])
+        for line in lines(server, 7)
+    ]
+    assert found == [
+        ("POST", TICKETS, "201", "127.0.0.1", "post-1"),
+        ("PATCH", f"{TICKETS}/1", "200", "127.0.0.1", "patch-1"),
+        ("PATCH", f"{TICKETS}/1", "400", "127.0.0.1", "patch-2"),
+        ("PATCH", f"{TICKETS}/9", "500", "127.0.0.1", "patch-3"),
+        ("GET", TICKETS, "200", "127.0.0.1", "list-1"),
+        ("HEAD", f"{TICKETS}/1", "200", "127.0.0.1", "head-1"),
+        ("DELETE", "/nowhere%0a%20x", "404", "127.0.0.1", "404-1"),
+    ]
+    assert lines(server)[4]["bytes"] == str(len(reply.body))
+    assert "[WARNING] [patch-3] PATCH of ticket 9, which does not exist\n" in server.log
+    assert "Traceback" not in server.log
+
+
+def test_what_gunicorn_refuses_is_one_line_too(server):
+    """E5: with the id that the answer has."""
+    received = server.raw(b"GET / HTTP/9.9\r\n\r\n").decode()
+    request_id = re.search("X-Request-ID: (.*)\r\n", received)[1]
+    assert [(line["status"], line["id"]) for line in lines(server)] == [("400", request_id)]
+
+
+def test_a_failure_is_logged_once_with_its_request(server, sql):
+    """P10, E5: a traceback, and the id in the record's first line."""
+    server.post()
+    sql("DROP TABLE ticket")
+    assert server.patch(1, {"status": "closed"}, headers={"X-Request-ID": "why-1"}).status == 500
+    assert server.request("GET", "/api/health", headers={"X-Request-ID": "why-2"}).status == 503
+    for request_id, message in (("why-1", "PATCH /api/v1/tickets/1 failed: "), ("why-2", "Data")):
+        assert server.log.count(f"[ERROR] [{request_id}] {message}") == 1
+        assert server.log.count(request_id) == 2
+    assert "Traceback" in server.log
+
+
+def test_the_log_has_no_token_and_no_body(make_server):
+    """E2, at the level that says most."""
+    server = make_server(TICKETSVC_TOKENS="s3cret", TICKETSVC_LOG_LEVEL="debug").start()
+    good = {"Authorization": "Bearer s3cret"}
+    bad = {"Authorization": "Bearer wr0ng"}
+    body = {"user_description": DESCRIPTION, "category": None}
+    assert server.post(body, headers=good).status == 201
+    assert server.post({**body, "category": 7}, headers=good).status == 400
+    assert server.post(body, headers=bad).status == 401
+    assert server.request("GET", f"{TICKETS}?token=s3cret", headers=bad).status == 401
+    assert len(lines(server, 4)) == 4
+    for secret in ("s3cret", "wr0ng", DESCRIPTION):
+        assert secret not in server.log
+
+
+@pytest.mark.parametrize(
+    ("level", "requests", "warnings", "errors"),
+    [("debug", 2, 1, 1), ("INFO", 2, 1, 1), ("warning", 0, 1, 1), ("error", 0, 0, 1)],
+)
+def test_the_level_decides_what_is_logged(make_server, sql, level, requests, warnings, errors):
+    server = make_server(TICKETSVC_LOG_LEVEL=level).start()
+    server.patch(9, {"status": "closed"})
+    sql("DROP TABLE ticket")
+    server.patch(9, {"status": "closed"})
+    assert len(lines(server, requests)) == requests
+    assert server.log.count("does not exist") >= warnings
+    assert server.log.count("[WARNING]") == warnings
+    assert server.log.count("[ERROR]") == errors
+    assert ("Starting gunicorn" in server.log) == (requests > 0)
+
+
+def test_requests_go_to_stdout_and_the_rest_to_stderr(make_server, tmp_path):
+    server = make_server()
+    server.start(stderr=tmp_path / "stderr")
+    server.patch(9, {"status": "closed"})
+    assert len(lines(server)) == 1
+    assert set(server.log.splitlines()) == {match[0] for match in LINE.finditer(server.log)}
+    assert "does not exist" in (tmp_path / "stderr").read_text()
+
+
+def test_a_full_stdout_spoils_no_answer(make_server, tmp_path):
+    """/dev/full is a disk without room."""
+    server = make_server()
+    server.log_path.symlink_to("/dev/full")
+    server.start(stderr=tmp_path / "stderr")
+    assert server.post().status == 201
+    assert server.stop() == 0
+
+
+def test_the_log_of_the_readme_is_real():
+    """The line that the README shows has the form of those here."""
+    assert LINE.search((ROOT / "README.md").read_text())
