@@ -1,6 +1,7 @@
 """Bytes on a socket of the started service: the contract's answer, as JSON, and a quiet log."""
 
 import json
+import re
 
 import pytest
 
@@ -47,6 +48,7 @@ def split(received):
 
 JSON_TYPE = "Content-Type: application/json"
 CHUNKED = "Transfer-Encoding: chunked"
+FORM = "application/x-www-form-urlencoded"
 PATCHES = [
     pytest.param(b'{"status": "closed"}', "Content-Type: text/plain", 415, None, id="wrong-type"),
     pytest.param(b'{"status": "closed"}', "X-Nothing: 1", 415, None, id="no-type"),
@@ -145,3 +147,179 @@ def test_a_body_cut_short_writes_nothing(service):
     assert answered == 400
     assert json.loads(body) == {"error": "Request body is shorter than its Content-Length"}
     assert service.get(1).headers["ETag"] == '"1"'
+
+
+CHANGE = b'{"status": "closed"}'
+LENGTH = f"Content-Length: {len(CHANGE)}"
+
+
+def statuses(received):
+    """Return the status of every response in what was received."""
+    return [
+        int(status) for status in re.findall(rb"^HTTP/1\.[01] (\d{3}) ", received, re.MULTILINE)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        pytest.param([LENGTH, LENGTH], CHANGE, id="the-same-length-twice"),
+        pytest.param([LENGTH, "Content-Length: 5"], CHANGE, id="two-lengths"),
+        pytest.param(["Content-Length: 5, 5"], b"12345", id="a-list-of-lengths"),
+        pytest.param(["Content-Length: +5"], b"12345", id="a-signed-length"),
+        pytest.param(["Content-Length: 0x5"], b"12345", id="a-hexadecimal-length"),
+        pytest.param([LENGTH, CHUNKED], b"0\r\n\r\n", id="length-and-chunked"),
+        pytest.param([CHUNKED, LENGTH], b"0\r\n\r\n", id="chunked-and-length"),
+        pytest.param([CHUNKED, CHUNKED], b"0\r\n\r\n", id="chunked-twice"),
+        pytest.param(["Transfer-Encoding: xchunked"], b"0\r\n\r\n", id="unknown-coding"),
+        pytest.param(["Transfer-Encoding : chunked"], b"0\r\n\r\n", id="space-before-colon"),
+        pytest.param(["X: 1\n" + CHUNKED], b"0\r\n\r\n", id="bare-line-feed"),
+        pytest.param(["X: 1\r\n folded"], CHANGE, id="folded-header"),
+    ],
+)
+def test_a_smuggling_shape_is_refused_and_the_connection_closed(service, headers, body):
+    """N1: what follows the doubtful request is never read as another one."""
+    head = "\r\n".join([f"PATCH {TICKETS}/1 HTTP/1.1", "Host: x", JSON_TYPE, *headers, "", ""])
+    following = message("PATCH", f"{TICKETS}/1", CHANGE, JSON_TYPE)
+    received = service.raw(head.encode() + body + following, timeout=3)
+    assert statuses(received) in ([400], [501])
+    assert list(json.loads(split(received)[2])) == ["error"]
+    assert service.get(1).headers["ETag"] == '"1"'
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        pytest.param([f"X-{number}: x" for number in range(200)], 431, id="200-headers"),
+        pytest.param(["X: " + "x" * 2**20], 431, id="1-MiB-header"),
+        pytest.param([f"X-{number}: {'x' * 8000}" for number in range(90)], 200, id="all-allowed"),
+    ],
+)
+def test_a_header_bomb_is_refused(service, headers, status):
+    """N1."""
+    assert statuses(service.raw(message("GET", f"{TICKETS}/1", b"", *headers))) == [status]
+
+
+def test_a_path_of_64_kib_is_refused(service):
+    """N1."""
+    received = service.raw(message("GET", f"{TICKETS}/" + "1" * 65536))
+    assert statuses(received) == [414]
+    assert list(json.loads(split(received)[2])) == ["error"]
+
+
+@pytest.mark.parametrize(
+    "path", ["%00", "1%00", "%2F", "%2f1", "..%2F1", "1;x", "%E2%82%AC", "1%20"]
+)
+@pytest.mark.parametrize("method", ["GET", "PATCH"])
+def test_an_escaped_path_is_not_found(service, path, method):
+    """P14, N5."""
+    body = CHANGE if method == "PATCH" else b""
+    received = service.raw(message(method, f"{TICKETS}/{path}", body, JSON_TYPE))
+    assert statuses(received) == [404]
+    assert list(json.loads(split(received)[2])) == ["error"]
+
+
+def test_http_1_0_is_served_and_closed(service):
+    ticket = service.post().json
+    request = message("PATCH", f"{TICKETS}/{ticket['id']}", CHANGE, JSON_TYPE, version="HTTP/1.0")
+    status, headers, body = split(service.raw(request.replace(b"Connection: close\r\n", b"")))
+    assert (status, headers["connection"]) == (200, "close")
+    assert json.loads(body)["status"] == "closed"
+
+
+def test_pipelined_requests_are_answered_in_order(service):
+    ticket = service.post().json
+    path = f"{TICKETS}/{ticket['id']}"
+    names = ["one", "two", "three"]
+    requests = [
+        message("PATCH", path, json.dumps({"category": name}).encode(), JSON_TYPE) for name in names
+    ]
+    first = b"".join(requests[:2]).replace(b"Connection: close\r\n", b"")
+    received = service.raw(first + requests[2])
+    assert statuses(received) == [200, 200, 200]
+    assert re.findall(rb'"category": "(\w+)"', received) == [b"one", b"two", b"three"]
+
+
+def test_expect_100_continue_is_honoured(service):
+    """RFC 9110, section 10.1.1."""
+    ticket = service.post().json
+    request = message(
+        "PATCH", f"{TICKETS}/{ticket['id']}", CHANGE, JSON_TYPE, "Expect: 100-continue"
+    )
+    received = service.raw(request)
+    assert statuses(received) == [100, 200]
+    received = service.raw(request.replace(b"100-continue", b"a-miracle"))
+    assert statuses(received) == [417]
+
+
+def test_an_override_of_the_method_is_ignored(service):
+    override = "X-HTTP-Method-Override: PATCH"
+    for path in (f"{TICKETS}/1", f"{TICKETS}/1?_method=PATCH"):
+        assert statuses(service.raw(message("POST", path, CHANGE, JSON_TYPE, override))) == [405]
+    assert service.get(1).headers["ETag"] == '"1"'
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "multipart/form-data; boundary=x", FORM, None])
+def test_a_form_of_a_browser_changes_nothing(service, kind):
+    """P12: what a page may send to another origin without asking first (Fetch, section 4.10)."""
+    before = len(service.request("GET", TICKETS).json)
+    body = json.dumps({"user_description": "from another site"}).encode()
+    headers = ["Origin: http://evil.example", "Sec-Fetch-Site: cross-site"]
+    headers += [f"Content-Type: {kind}"] if kind else []
+    assert statuses(service.raw(message("POST", TICKETS, body, *headers))) == [415]
+    assert len(service.request("GET", TICKETS).json) == before
+
+
+@pytest.mark.parametrize("method", ["OPTIONS", "GET", "PATCH", "POST"])
+def test_no_other_origin_is_let_in(service, method):
+    """A preflight is answered without a word of CORS, so that the browser gives up."""
+    headers = ["Origin: http://evil.example", "Access-Control-Request-Method: PATCH"]
+    received = service.raw(message(method, f"{TICKETS}/1", b"", *headers))
+    assert b"access-control" not in received.lower()
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("guarded")
+    url = f"sqlite:///{folder}/tickets.db"
+    service = Server(folder, {"DATABASE_URL": url, "TICKETSVC_TOKENS": "s3cret,zw\u00f6lf"})
+    yield service.start()
+    assert "Traceback" not in service.log
+    service.kill()
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        pytest.param([b"Authorization: Bearer s3cret"], 200, id="E2-good"),
+        pytest.param([b"Authorization: Bearer zw\xc3\xb6lf"], 200, id="E2-utf-8"),
+        pytest.param([b"Authorization: Bearer zw\xf6lf"], 401, id="E2-latin-1"),
+        pytest.param([b"Authorization: Bearer \xff\xfe\x80"], 401, id="E2-no-text"),
+        pytest.param([b"Authorization: Bearer s3cret"] * 2, 401, id="E2-twice"),
+        pytest.param(
+            [b"Authorization: Bearer x", b"Authorization: Bearer s3cret"], 401, id="E2-two"
+        ),
+        pytest.param([b"Authorization: Bearer " + b"x" * 8000], 401, id="E2-long"),
+        pytest.param([b"Proxy-Authorization: Bearer s3cret"], 401, id="E2-proxy"),
+        pytest.param([b"Authorization_: Bearer s3cret"], 401, id="E2-underscore"),
+    ],
+)
+def test_a_strange_authorization_is_refused(guarded, headers, status):
+    lines = [
+        f"GET {TICKETS} HTTP/1.1".encode(),
+        b"Host: x",
+        b"Connection: close",
+        *headers,
+        b"",
+        b"",
+    ]
+    received = guarded.raw(b"\r\n".join(lines))
+    assert statuses(received) == [status]
+
+
+def test_a_large_body_without_a_token_is_a_401(guarded):
+    """E2, E3: before the body is read, and the answer still arrives."""
+    body = b'{"x": "' + b"x" * 2 * MIB + b'"}'
+    status, headers, _ = split(guarded.raw(message("PATCH", f"{TICKETS}/1", body, JSON_TYPE)))
+    assert status == 401
+    assert headers["www-authenticate"] == "Bearer"

@@ -1,0 +1,165 @@
+"""openapi.json cannot drift from the schemas, the routes and the README: E6."""
+
+import json
+import re
+import sys
+
+import pytest
+from marshmallow import ValidationError, fields, validate
+
+from schemas import (
+    DecimalInteger,
+    storable,
+    ticket_patch_schema,
+    ticket_query_schema,
+    ticket_schema,
+)
+from tests.conftest import ROOT
+
+TEXT = (ROOT / "openapi.json").read_text()
+DOCUMENT = json.loads(TEXT)
+SCHEMAS = DOCUMENT["components"]["schemas"]
+README = (ROOT / "README.md").read_text()
+METHODS = {"get", "post", "put", "patch", "delete"}
+TYPES = {fields.String: "string", fields.Float: "number", fields.Integer: "integer"}
+
+
+def described(field):
+    """Return what a field of marshmallow takes, as JSON Schema would say it."""
+    kind = next(TYPES[each] for each in type(field).__mro__ if each in TYPES)
+    found = {"type": [kind, "null"] if field.allow_none else kind}
+    if field.load_default not in (None, fields.missing_):
+        found["default"] = field.load_default
+    for validator in field.validators:
+        if isinstance(validator, validate.Length):
+            found |= {"minLength": validator.min, "maxLength": validator.max}
+        elif isinstance(validator, validate.Range):
+            found |= {"minimum": validator.min, "maximum": validator.max}
+        elif isinstance(validator, validate.OneOf):
+            found["enum"] = list(validator.choices)
+        elif validator is storable:
+            found["storable"] = True
+    return found
+
+
+def documented(schema):
+    """Return a property of the document in the same words."""
+    found = {name: value for name, value in schema.items() if name != "description"}
+    if "pattern" in found and "minLength" in found:
+        del found["pattern"]
+        found["storable"] = True
+    return found
+
+
+def assert_same(properties, required, schema_fields):
+    assert {name: documented(each) for name, each in properties.items()} == {
+        name: described(each) for name, each in schema_fields.items()
+    }
+    assert set(required) == {name for name, each in schema_fields.items() if each.required}
+
+
+def test_a_patch_is_described_as_it_is_loaded():
+    document = SCHEMAS["TicketPatch"]
+    assert_same(document["properties"], document.get("required", []), ticket_patch_schema.fields)
+    assert document["anyOf"] == [{"required": [name]} for name in ticket_patch_schema.fields]
+
+
+def test_a_new_ticket_is_described_as_it_is_loaded():
+    document = SCHEMAS["TicketCreate"]
+    assert_same(document["properties"], document["required"], ticket_schema.load_fields)
+
+
+def test_a_ticket_is_described_as_it_is_dumped():
+    document = SCHEMAS["Ticket"]
+    found = {name: documented(each) for name, each in document["properties"].items()}
+    assert document["required"] == list(found) == list(ticket_schema.dump_fields)
+    assert document["additionalProperties"] is False
+    expected = {name: described(each) for name, each in ticket_schema.dump_fields.items()}
+    assert found.pop("id") == {**expected.pop("id"), "minimum": 1}
+    for name in ("created_at", "updated_at"):
+        assert re.fullmatch(found[name].pop("pattern"), "2026-11-23T12:02:00.120Z")
+    assert found == expected
+
+
+def test_the_query_is_described_as_it_is_loaded():
+    parameters = DOCUMENT["paths"]["/api/v1/tickets"]["get"]["parameters"]
+    found = {each["name"]: each["schema"] for each in parameters}
+    required = [each["name"] for each in parameters if each.get("required")]
+    assert_same(found, required, ticket_query_schema.fields)
+    assert isinstance(ticket_query_schema.fields["limit"], DecimalInteger)
+
+
+def test_the_pattern_of_a_string_is_what_is_storable():
+    """P7: character by character, through all that white space may be."""
+    patterns = {
+        each["pattern"]
+        for schema in SCHEMAS.values()
+        for each in schema.get("properties", {}).values()
+        if "minLength" in each and "pattern" in each
+    }
+    assert len(patterns) == 1
+    pattern = re.compile(patterns.pop())
+    for code in [*range(0x3100), 0xFEFF, 0x1F642, sys.maxunicode]:
+        for value in (chr(code), chr(code) * 2, f" {chr(code)}\n", f"a{chr(code)}"):
+            try:
+                storable(value)
+            except ValidationError:
+                assert not pattern.search(value), ascii(value)
+            else:
+                assert pattern.search(value), ascii(value)
+
+
+def test_every_route_is_described(app):
+    """And nothing else; HEAD and OPTIONS go without saying."""
+    routes = {
+        (re.sub("<(?:int:)?(.*?)>", r"{\1}", rule.rule), method.lower())
+        for rule in app.url_map.iter_rules()
+        for method in rule.methods - {"HEAD", "OPTIONS"}
+    }
+    assert routes == {
+        (path, method)
+        for path, item in DOCUMENT["paths"].items()
+        for method in item
+        if method in METHODS
+    }
+
+
+def test_every_operation_is_named_after_its_view(app):
+    operations = {
+        item[method]["operationId"]
+        for item in DOCUMENT["paths"].values()
+        for method in item
+        if method in METHODS
+    }
+    assert operations == {rule.endpoint.removeprefix("api.") for rule in app.url_map.iter_rules()}
+
+
+@pytest.mark.parametrize(
+    ("name", "schema"), [("post", ticket_schema), ("patch", ticket_patch_schema)]
+)
+def test_the_examples_of_bodies_are_good_and_stand_in_the_readme(name, schema):
+    operation = next(item[name] for item in DOCUMENT["paths"].values() if name in item)
+    for content in operation["requestBody"]["content"].values():
+        assert schema.load(content["example"]) == content["example"]
+        assert f"-d '{json.dumps(content['example'])}'" in README
+
+
+def test_the_document_is_served_as_it_lies_there(client):
+    """E6, N1."""
+    response = client.get("/api/openapi.json")
+    assert response.status_code == 200
+    assert response.content_type == "application/json"
+    assert response.get_data(as_text=True) == TEXT
+    assert TEXT.endswith("}\n")
+
+
+class TestTokens:
+    """E2: with TICKETSVC_TOKENS set."""
+
+    @pytest.fixture
+    def settings(self):
+        return {"TICKETSVC_TOKENS": "s3cret"}
+
+    def test_the_document_is_open(self, client):
+        """E2, E6."""
+        assert client.get("/api/openapi.json").status_code == 200
