@@ -1,6 +1,6 @@
 """ticketsvc: PATCH /api/v1/tickets/{id} writes exactly the fields in the body.
 
-The wire contract is in README.md; models.py holds the table, schemas.py the validation.
+The wire contract is in openapi.json; models.py holds the table, schemas.py the validation.
 """
 
 import hmac
@@ -184,6 +184,7 @@ def get_ticket(ticket_id):
 @bp.get("/v1/tickets")
 def list_tickets():
     """Answer with a page of tickets, newest first, and a link to the next page."""
+    # A parameter given twice stays a list, which no field of the schema takes.
     given = {
         name: values[0] if len(values) == 1 else values for name, values in request.args.lists()
     }
@@ -277,7 +278,9 @@ def create_app(environ=os.environ):
     app.logger.addFilter(add_request_id)
     default_handler.setFormatter(logging.Formatter(LOG_FORMAT))
     if "DYNO" in environ and app.config["DATABASE_URL"].startswith("sqlite"):
-        app.logger.warning("DATABASE_URL: the disk of a dyno, and tickets.db on it, ends with it")
+        app.logger.warning(
+            "DATABASE_URL: a file on the disk of a dyno does not outlive its restart"
+        )
     try:
         models.prepare(app.config["DATABASE_URL"])
     except ValueError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from models import PSYCOPG
 from tests.conftest import ROOT, free_port
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -22,12 +23,12 @@ EXAMPLES = [
     if kind == "sh" and "curl" in command
 ]
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
-DATE = re.compile(r"Date: [^\n]+")
+HEADERS = re.compile(r"(Date|X-Request-ID): [^\n]+")
 
 
 def normalise(text):
     text = text.replace("\r\n", "\n").strip()
-    return DATE.sub("Date: (now)", TIMESTAMP.sub("(now)", text))
+    return HEADERS.sub(r"\1: (new)", TIMESTAMP.sub("(now)", text))
 
 
 @pytest.fixture
@@ -92,3 +93,10 @@ def test_the_run_command_and_every_example(checkout):
     expected = [normalise(output) for _, output in EXAMPLES]
     assert [normalise(output) for output in shown] == expected
     assert Path(checkout / "tickets.db").exists()
+
+
+def test_the_driver_is_named_alike_everywhere():
+    requirements = (ROOT / "tests" / "requirements.txt").read_text()
+    assert f".venv/bin/pip install '{PSYCOPG}'\n" in (ROOT / "README.md").read_text()
+    assert f"{PSYCOPG}\n" in requirements
+    assert "psycopg" not in (ROOT / "requirements.txt").read_text()

@@ -78,7 +78,7 @@ def test_an_old_sqlite_stops_the_start(sqlite_url):
 
 def test_a_file_on_a_dyno_is_warned_of_once(make_server):
     server = make_server(DYNO="web.1").start()
-    assert server.log.count("the disk of a dyno") == 1
+    assert server.log.count("the disk of a dyno does not outlive") == 1
 
 
 def test_the_started_service_ends_with_the_same_line(make_server):
