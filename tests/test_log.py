@@ -81,16 +81,19 @@ def test_each_request_is_one_line(server):
         (line["method"], line["path"], line["status"], line["remote"], line["id"])
         for line in lines(server, 7)
     ]
-    assert found == [
-        ("POST", TICKETS, "201", "127.0.0.1", "post-1"),
+    # Written after the answer, by two processes: the order is not that of the requests.
+    assert sorted(found, key=lambda line: line[-1]) == [
+        ("DELETE", "/nowhere%0a%20x", "404", "127.0.0.1", "404-1"),
+        ("HEAD", f"{TICKETS}/1", "200", "127.0.0.1", "head-1"),
+        ("GET", TICKETS, "200", "127.0.0.1", "list-1"),
         ("PATCH", f"{TICKETS}/1", "200", "127.0.0.1", "patch-1"),
         ("PATCH", f"{TICKETS}/1", "400", "127.0.0.1", "patch-2"),
         ("PATCH", f"{TICKETS}/9", "500", "127.0.0.1", "patch-3"),
-        ("GET", TICKETS, "200", "127.0.0.1", "list-1"),
-        ("HEAD", f"{TICKETS}/1", "200", "127.0.0.1", "head-1"),
-        ("DELETE", "/nowhere%0a%20x", "404", "127.0.0.1", "404-1"),
+        ("POST", TICKETS, "201", "127.0.0.1", "post-1"),
     ]
-    assert lines(server)[4]["bytes"] == str(len(reply.body))
+    sizes = {line["id"]: int(line["bytes"]) for line in lines(server)}
+    assert sizes["list-1"] == len(reply.body)
+    assert sizes["head-1"] == 0
     assert "[WARNING] [patch-3] PATCH of ticket 9, which does not exist\n" in server.log
     assert "Traceback" not in server.log
 
@@ -108,6 +111,8 @@ def test_a_failure_is_logged_once_with_its_request(server, sql):
     sql("DROP TABLE ticket")
     assert server.patch(1, {"status": "closed"}, headers={"X-Request-ID": "why-1"}).status == 500
     assert server.request("GET", "/api/health", headers={"X-Request-ID": "why-2"}).status == 503
+    for request_id in ("why-1", "why-2"):
+        server.wait_for_log(f" 127.0.0.1 {request_id}\n")
     for request_id, message in (("why-1", "PATCH /api/v1/tickets/1 failed: "), ("why-2", "Data")):
         assert server.log.count(f"[ERROR] [{request_id}] {message}") == 1
         assert server.log.count(request_id) == 2

@@ -175,7 +175,7 @@ def test_several_services_start_at_once_on_an_empty_database(make_server):
 
 def test_a_start_without_the_driver_says_how_to_add_it():
     """The one thing here that is pretended: that psycopg is not installed."""
-    line = start_line("import sys; sys.modules['psycopg'] = None\n", DATABASE_URL=POSTGRESQL)
+    line = start_line("import sys; sys.modules['psycopg'] = None\n", DATABASE_URL="postgres://h/d")
     assert (
         line == "DATABASE_URL: needs a driver, add it with: pip install 'psycopg[binary]==3.3.9'\n"
     )
