@@ -57,7 +57,8 @@ POSTGRESQL_OPTIONS = {
     "timeout": WRITE_TIMEOUT,  # seconds, the longest a request waits for a connection
     "stale_timeout": 300,  # seconds, after which a connection is made anew
     "connect_timeout": 3,  # seconds
-    "options": f"-c statement_timeout={WRITE_TIMEOUT}s",
+    # As with SQLite, an acknowledged write is on disk, whatever the server's default is.
+    "options": f"-c statement_timeout={WRITE_TIMEOUT}s -c synchronous_commit=on",
 }
 PSYCOPG = "psycopg[binary]==3.3.9"
 

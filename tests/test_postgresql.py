@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
+import models
 from tests.conftest import POSTGRESQL, connect, lost, result
 from tests.test_concurrency import together
 from tests.test_settings import start_line
@@ -63,6 +64,17 @@ def test_two_services_lose_nothing_on_one_database(make_server, server, sql):
     assert row["version"] == 401
     assert row["category"].endswith(" 49")
     assert row["ai_suggested_response"].endswith(" 49")
+
+
+def test_a_commit_waits_for_the_disk_whatever_the_default(app, sql):
+    """E4."""
+    sql("ALTER DATABASE postgres SET synchronous_commit = off")
+    try:
+        models.database.close_all()
+        row = models.database.execute_sql("SHOW synchronous_commit").fetchone()
+        assert row == ("on",)
+    finally:
+        sql("ALTER DATABASE postgres RESET synchronous_commit")
 
 
 def test_the_pool_is_bounded_and_waits(server, sql):
