@@ -143,7 +143,7 @@ class QueuedSqliteDatabase(SqliteDatabase):
             try:
                 with self._alone():
                     found = self._retry(self._transaction, writes)
-            except DatabaseError as error:
+            except Exception as error:
                 if not is_busy(error):
                     if len(writes) == 1:
                         raise
@@ -195,9 +195,9 @@ class QueuedSqliteDatabase(SqliteDatabase):
         for again in (True, False):
             try:
                 return work(*arguments)
-            except DatabaseError as error:
+            except BaseException as error:
                 self.close()  # With it ends a transaction that was begun.
-                if is_busy(error) or not again:
+                if not again or is_busy(error) or not isinstance(error, DatabaseError):
                     raise
 
     def execute_sql(self, sql, params=None):

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from models import Ticket, database
 from tests.conftest import lost, result
 from tests.test_concurrency import together
 
@@ -90,3 +91,23 @@ def test_a_write_that_breaks_a_rule_takes_no_other_along(server, sql):
         replies = together(16, lambda number: server.patch(number + 1, {"category": "x"}))
         assert [reply.status for reply in replies] == [200] * 12 + [500] + [200] * 3
     assert server.log.count("failed: unlucky") == 10
+
+
+def test_a_write_that_cannot_be_bound_leaves_no_transaction_open(app, sql):
+    """E4: nothing that another thread was told is written may hang in it."""
+    ids = [Ticket.add({"user_description": "x"})["id"] for _ in range(16)]
+
+    def write(number):
+        if number % 4 == 0:
+            with pytest.raises(OverflowError):
+                database.write("UPDATE ticket SET version = ? RETURNING id", [2**64])
+        else:
+            assert Ticket.patch(ids[number], {"category": f"n {turn}"})
+        rows = sql(f"SELECT category FROM ticket WHERE id = {ids[number]}")
+        database.close()
+        return rows
+
+    for turn in range(50):
+        found = together(16, write)
+        expected = [[{"category": None if n % 4 == 0 else f"n {turn}"}] for n in range(16)]
+        assert found == expected
