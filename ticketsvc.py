@@ -34,7 +34,7 @@ MAX_BODY = 1024 * 1024  # bytes
 OPEN_PATHS = ("/api/health", "/api/openapi.json")
 REQUEST_ID = re.compile("[A-Za-z0-9._-]{1,128}")
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
-LOG_FORMAT = "%(asctime)s [%(process)d] [%(levelname)s] [%(request_id)s] %(message)s"
+LOG_FORMAT = "[%(asctime)s] [%(process)d] [%(levelname)s] [%(request_id)s] %(message)s"
 OPENAPI = Path(__file__).with_name("openapi.json").read_text("utf-8")
 ACCEPT_PATCH = "application/json, application/merge-patch+json"
 ERROR_MESSAGES = {413: "Request body is larger than 1 MiB", 500: "Internal server error"}
@@ -276,7 +276,7 @@ def create_app(environ=os.environ):
     app.config.update(read_settings(environ))
     app.logger.setLevel(app.config["LOG_LEVEL"].upper())
     app.logger.addFilter(add_request_id)
-    default_handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    default_handler.setFormatter(logging.Formatter(LOG_FORMAT, "%Y-%m-%d %H:%M:%S %z"))
     if "DYNO" in environ and app.config["DATABASE_URL"].startswith("sqlite"):
         app.logger.warning(
             "DATABASE_URL: a file on the disk of a dyno does not outlive its restart"

@@ -89,3 +89,16 @@ def test_a_client_that_goes_away_leaves_no_traceback(server):
     time.sleep(3)
     assert server.get(1).status == 200
     assert "Traceback" not in server.log
+
+
+def test_a_client_that_does_not_read_is_cut_off(server):
+    """It asks for more than all buffers of the way hold, and takes none of it."""
+    ticket = {"user_description": "x" * 10_000, "ai_suggested_response": "y" * 40_000}
+    for _ in range(400):
+        server.post(ticket)
+    with socket.create_connection(("127.0.0.1", server.port), 5) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.sendall(f"GET {TICKETS}?limit=1000 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        server.wait_for_log("Socket error processing request.")
+    assert server.get(1).status == 200
+    assert "Traceback" not in server.log
