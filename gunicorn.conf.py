@@ -45,7 +45,7 @@ SLOW_CLIENT = "Socket error processing request."  # How gunicorn's gthread worke
 
 def log_request(method, path, status, size, milliseconds, remote, request_id):
     """Write one line on stdout: the time, then what is given; size in bytes."""
-    if not logging.getLogger("gunicorn.error").isEnabledFor(logging.INFO):
+    if not error_log.isEnabledFor(logging.INFO):
         return
     now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3]
     line = f"{now}Z {method} {path} {status} {size} {milliseconds:.1f} {remote} {request_id}\n"
@@ -104,10 +104,11 @@ def quieten_slow_client(record):
     if record.msg == SLOW_CLIENT and record.exc_info:
         record.msg, record.exc_info = f"{SLOW_CLIENT} {record.exc_info[1]}", None
         record.levelno, record.levelname = logging.INFO, "INFO"
-    return True
+    return error_log.isEnabledFor(record.levelno)
 
 
-logging.getLogger("gunicorn.error").addFilter(quieten_slow_client)
+error_log = logging.getLogger("gunicorn.error")
+error_log.addFilter(quieten_slow_client)
 
 
 def pre_fork(server, worker):
