@@ -174,10 +174,13 @@ def get_ticket(ticket_id):
     ticket = Ticket.find(ticket_id)
     if ticket is None:
         abort(404, TICKET_NOT_FOUND)
-    response = ticket_response(ticket).make_conditional(request)
-    if response.status_code == 412:
+    # Not make_conditional(), which takes If-Match: * for a tag and adds a second Date.
+    versions = if_match_versions()
+    if versions is not None and ticket["version"] not in versions:
         abort(412, TICKET_CHANGED)
-    del response.headers["Date"]  # gunicorn sends one of its own.
+    response = ticket_response(ticket)
+    if request.if_none_match.contains_weak(str(ticket["version"])):
+        response.status_code = 304
     return response
 
 

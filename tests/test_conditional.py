@@ -96,6 +96,14 @@ def test_get_of_a_changed_ticket_has_it(client, url, ticket):
     assert response.json == ticket
 
 
+@pytest.mark.parametrize("if_match", ["*", '"1"', '"9", "1"'], ids=lambda value: f"C2-{value}")
+def test_get_with_an_if_match_that_holds_goes_on(client, url, if_match):
+    """RFC 9110, section 13.2.2: If-None-Match is looked at after it."""
+    assert client.get(url, headers={"If-Match": if_match}).status_code == 200
+    headers = {"If-Match": if_match, "If-None-Match": '"1"'}
+    assert client.get(url, headers=headers).status_code == 304
+
+
 def test_get_with_a_failed_if_match_is_refused(client, url):
     """N2: RFC 9110, section 13.1.1, holds for GET too, and the answer is an error's."""
     assert_error(client.get(url, headers={"If-Match": '"9"'}), 412, CHANGED)
