@@ -101,7 +101,10 @@ def test_dropped_connections_are_replaced(server, sql):
     """The next requests succeed, whichever thread and connection they get."""
     server.fill(1)
     together(32, lambda number: server.get(1))
-    sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+    sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    )
     time.sleep(0.2)
     replies = together(32, lambda number: server.patch(1, {"category": f"n {number}"}))
     assert {reply.status for reply in replies} == {200}
