@@ -12,7 +12,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import sqlite3
 import statistics
 import subprocess
@@ -22,11 +21,11 @@ import time
 import urllib.request
 from pathlib import Path
 
-from peewee import PostgresqlDatabase, SqliteDatabase
-from playhouse import db_url
-
 ROOT = Path(__file__).resolve().parent.parent
-POSTGRESQL = os.environ.get("TICKETSVC_TEST_POSTGRESQL")
+if __name__ == "__main__":  # What serves as the limit has nothing of the service in memory.
+    sys.path.insert(0, str(ROOT))
+    from tests.conftest import POSTGRESQL, connect, free_port
+
 WORKERS = 2
 CLIENTS = (1, 16, 64)
 TICKETS = 1000
@@ -48,10 +47,6 @@ request = function()
   local path = "/api/v1/tickets/" .. (sent %% %d + 1)
   return wrk.format("PATCH", path, {["Content-Type"] = "application/json"}, body)
 end
-local bad = 0
-response = function(status) if status ~= 200 then bad = bad + 1 end end
-local all = {}
-setup = function(thread) table.insert(all, thread) end
 done = function(summary, latency)
   print(string.format('{"requests": %%d, "seconds": %%f, "p50": %%f, "p99": %%f, "errors": %%d}',
     summary.requests, summary.duration / 1e6, latency:percentile(50) / 1e6,
@@ -81,20 +76,12 @@ def limit(environ, start_response):
 _connection = None
 
 
-def connect(url):
-    kind = SqliteDatabase if url.startswith("sqlite") else PostgresqlDatabase
-    options = {} if kind is SqliteDatabase else {"prefer_psycopg3": True}
-    return kind(**db_url.parse(url, True, True), **options)
-
-
 class Service:
     """One gunicorn with its workers, on a file of its own."""
 
     def __init__(self, name, folder, command, cwd, environ):
         self.name, self.file = name, folder / f"{name.replace(' ', '-')}.db"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.command = [*command, "--bind", f"127.0.0.1:{self.port}"]
         self.cwd, self.environ = cwd, environ
         self.log = folder / f"{self.file.name}.log"

@@ -169,8 +169,8 @@ def lost(acknowledged, sent, rows):
 class Server:
     """The service as its Procfile starts it, on a port of its own of 127.0.0.1."""
 
-    def __init__(self, folder, environ, port=None):
-        self.port = port or free_port()
+    def __init__(self, folder, environ):
+        self.port = free_port()
         self.log_path = folder / f"server-{self.port}.log"
         self.environ = {"WEB_CONCURRENCY": "2", **environ}
         self.process = None
