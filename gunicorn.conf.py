@@ -1,114 +1,173 @@
 """How gunicorn runs ticketsvc; its defaults stand where this says nothing.
 
-PORT and WEB_CONCURRENCY keep gunicorn's own meaning.
+PORT keeps gunicorn's own meaning, and so does WEB_CONCURRENCY, but for its default.
 """
 
 import contextlib
 import gc
 import ipaddress
-import json
 import logging
 import os
-import socket
-import struct
-import threading
-import uuid
+import resource
+import secrets
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from http import HTTPStatus
 
-import gunicorn.glogging
-import gunicorn.util
+from gunicorn import util
+from gunicorn.glogging import Logger
+from gunicorn.http import errors
+from gunicorn.http.unreader import SocketUnreader
+from gunicorn.workers.gthread import _DEFER, ThreadWorker
 
 import ticketsvc
+from database import is_readable
 
-worker_class = "gthread"
-loglevel = ticketsvc.read_settings(os.environ)["LOG_LEVEL"]
-# More than the careless clients of a bad day: each holds a thread for CLIENT_PATIENCE.
-# Threads are made as they are needed, and one that waits costs only its memory.
+settings = ticketsvc.read_settings(os.environ)
+workers, loglevel = settings["WORKERS"], settings["LOG_LEVEL"]
+# Slow clients hold one for SILENCE seconds each. A thread that waits costs only its memory.
 threads = 64
-keepalive = 5
+keepalive = 5  # seconds
+# A connection needs one descriptor, and a thread up to four for those of its database connection.
+_, descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+worker_connections = max(threads + 1, min(1000, descriptors - 4 * threads))
+# No header of a client's becomes SCRIPT_NAME or PATH_INFO.
+forwarder_headers = ""
 # The application is made once, before there are workers: it creates the table
 # and converts the file to WAL.
 preload_app = True
-# Longer than the longest wait for the database, shorter than a platform's patience.
-graceful_timeout = 8
+graceful_timeout = 8  # seconds: longer than the longest wait for the database
 # The control socket lies at one path for every gunicorn of a user.
 control_socket_disable = True
 # A heartbeat file on a slow disk would stall the workers.
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
+NEXT_REQUEST = 0.02  # seconds that a thread waits for the next request of its connection
+SILENCE = 2  # seconds that a client may be silent within a request
+REQUEST_TIME = 10  # seconds for a whole request, and then for the whole answer
+DRAINED = 4 * 1024 * 1024  # bytes read of a body that nobody wants, so that its client goes on
+SLOW_CLIENT = "Socket error processing request."  # How gthread logs an answer not taken in time.
+# What gunicorn refuses by itself; everything else that it refuses is a 400.
+REFUSALS = {
+    errors.ConfigurationProblem: (404, "No such path"),  # It is not below SCRIPT_NAME.
+    errors.LimitRequestLine: (414, "Request line is too long"),
+    errors.LimitRequestHeaders: (431, "Request headers are too large"),
+    errors.ExpectationFailed: (417, "Expect must be 100-continue"),
+    errors.UnsupportedTransferCoding: (501, "Transfer-Encoding must be chunked"),
+}
+REFUSAL = (
+    "HTTP/1.1 {} {}\r\nConnection: close\r\nCache-Control: no-cache\r\n"
+    "Content-Type: application/json\r\nContent-Length: {}\r\nX-Request-ID: {}\r\n\r\n{}"
+)
 
-CLIENT_PATIENCE = 2  # seconds without a byte, half-way through a request or a response
-FIRST_BYTE_PATIENCE = 30  # seconds, while a silent connection is the kernel's affair alone
-SLOW_CLIENT = "Socket error processing request."  # How gunicorn's gthread worker logs it.
+
+class SlowClient(errors.NoMoreData, TimeoutError):
+    """A client that was silent within a request, or that took too long for all of it."""
 
 
-def log_request(method, path, status, size, milliseconds, remote, request_id):
-    """Write one line on stdout: the time, then what is given; size in bytes."""
-    if not error_log.isEnabledFor(logging.INFO):
-        return
-    now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3]
-    line = f"{now}Z {method} {path} {status} {size} {milliseconds:.1f} {remote} {request_id}\n"
-    with contextlib.suppress(OSError):  # A full disk must not spoil the answer.
-        os.write(1, line.encode("ascii", "backslashreplace"))
+class TimedUnreader(SocketUnreader):
+    """The incoming bytes of a connection, which have to arrive in time."""
+
+    def chunk(self, size_hint=None):
+        remaining = self.deadline - time.monotonic()
+        try:
+            self.sock.settimeout(max(0.001, min(SILENCE, remaining)))
+            return super().chunk(size_hint)
+        except TimeoutError as error:
+            raise SlowClient from error
+        finally:
+            self.sock.settimeout(REQUEST_TIME)
 
 
-class logger_class(gunicorn.glogging.Logger):
+class worker_class(ThreadWorker):
+    """gunicorn's gthread, in which a thread keeps a busy connection and drops a slow one."""
+
+    closer = ThreadPoolExecutor(threads)  # Its threads are made where they are needed.
+
+    def wait_for_and_dispatch_events(self, timeout):
+        """Survive that there is no descriptor or no thread for a connection."""
+        try:
+            super().wait_for_and_dispatch_events(timeout)
+        except (OSError, RuntimeError) as error:
+            self.log.error("No room for a connection: %s", error)
+            self.nr_conns -= isinstance(error, RuntimeError)  # The next free thread closes it.
+            time.sleep(0.05)
+
+    def handle(self, conn):
+        """Serve the requests of a connection for as long as they follow each other at once."""
+        is_new = not conn.initialized and not conn.data_ready
+        if is_new and not is_readable(conn.sock, NEXT_REQUEST):
+            return _DEFER  # A silent client waits at the poller, not at a thread.
+        conn.init()
+        if not isinstance(conn.parser.unreader, TimedUnreader):
+            conn.parser.unreader = TimedUnreader(conn.sock)
+        while True:
+            conn.parser.unreader.deadline = time.monotonic() + REQUEST_TIME
+            kept = super().handle(conn)
+            alone = self.alive and self.nr_conns <= threads  # None waits for this thread.
+            if not (kept and alone and is_readable(conn.sock, NEXT_REQUEST)):
+                return kept
+
+    def handle_request(self, req, conn):
+        """Have sendall() give up where the client does not take the answer in time."""
+        conn.sock.settimeout(REQUEST_TIME)
+        # WSGI joins what is sent twice with a comma, which a key may hold, but no space.
+        if sum(name == "IDEMPOTENCY-KEY" for name, _ in req.headers) > 1:
+            req.headers.append(("IDEMPOTENCY-KEY", " "))
+        return super().handle_request(req, conn)
+
+    def finish_request(self, conn, fs):
+        """Close a connection off this thread, which accepts the others: it may take seconds."""
+        if fs.cancelled() or fs.exception() or fs.result():
+            return super().finish_request(conn, fs)
+        self.closer.submit(util.close_graceful, conn.sock, SILENCE, DRAINED)
+        self.nr_conns -= 1
+
+    def handle_error(self, req, client, addr, exc):
+        """Answer what never reached the application, in JSON in place of HTML."""
+        if isinstance(exc, errors.ParseException):
+            status, message = REFUSALS.get(type(exc), (400, "Request is not valid HTTP"))
+            self.log.warning("Refused: %s", type(exc).__name__)  # Its text may hold a token.
+        else:
+            status, message = 500, "Internal server error"
+            self.log.exception("Request failed outside the application")
+        phrase, request_id = HTTPStatus(status).phrase, secrets.token_hex(16)
+        body = f'{{"error": "{message}"}}\n'
+        with contextlib.suppress(OSError):
+            client.sendall(REFUSAL.format(status, phrase, len(body), request_id, body).encode())
+        self.log.line(f"- - {status} {len(body)} 0.0 {addr[0] if addr else '-'} - {request_id}")
+
+
+class logger_class(Logger):
     """gunicorn's log, but for its access log, which costs ten times as much."""
 
     def access(self, resp, req, environ, request_time):
-        """Log a request of the application; write_error() logs those that did not reach it."""
-        request_id = dict(resp.headers).get("X-Request-ID")
-        if request_id is not None:
-            path = environ["RAW_URI"].partition("?")[0]
-            milliseconds = request_time.total_seconds() * 1000
-            remote = environ["REMOTE_ADDR"] or "-"
-            log_request(
-                req.method, path, resp.status[:3], resp.sent, milliseconds, remote, request_id
-            )
+        """Log a request of the application; one of a health check only in detail."""
+        path, seconds = environ["RAW_URI"].partition("?")[0], request_time.total_seconds()
+        remote = environ["REMOTE_ADDR"]
+        if not remote or remote in self.cfg.forwarded_allow_ips:  # A proxy that is trusted.
+            forwarded = environ.get("HTTP_X_FORWARDED_FOR", remote).rpartition(",")[2]
+            remote = forwarded.replace(" ", "") or "-"
+        what = f"{req.method} {path} {resp.status[:3]} {resp.sent} {seconds * 1000:.1f}"
+        who = f"{environ.get('REMOTE_USER', '-')} {dict(resp.headers).get('X-Request-ID', '-')}"
+        level = logging.DEBUG if path.endswith("/api/health") else logging.INFO
+        self.line(f"{what} {remote} {who}", level)
 
+    def line(self, text, level=logging.INFO):
+        """Write a line on stdout, after the time."""
+        if self.error_log.isEnabledFor(level):
+            now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")[:23]
+            with contextlib.suppress(OSError):  # A full disk must not spoil the answer.
+                os.write(1, f"{now}Z {text}\n".encode("ascii", "backslashreplace"))
 
-def write_error(sock, status_int, reason, mesg):
-    """Answer a request that never reached the application with JSON, not gunicorn's HTML."""
-    phrase, request_id = HTTPStatus(status_int).phrase, uuid.uuid4().hex
-    body = json.dumps({"error": mesg or phrase}, ensure_ascii=False).encode() + b"\n"
-    head = (
-        f"HTTP/1.1 {status_int} {phrase}\r\n"
-        "Connection: close\r\n"
-        "Content-Type: application/json\r\n"
-        f"X-Request-ID: {request_id}\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
-    )
-    gunicorn.util.write_nonblock(sock, head.encode() + body)
-    remote = sock.getpeername()[0] if sock.family != socket.AF_UNIX else "-"
-    log_request("-", "-", status_int, len(body), 0, remote, request_id)
-
-
-gunicorn.util.write_error = write_error
-
-
-def close_graceful(sock):
-    """Wait for the client's end of a connection, but not on the thread that accepts the others.
-
-    gunicorn's gthread worker waits there, up to two seconds for each client that stays.
-    """
-    threading.Thread(target=wait_and_close, args=[sock], daemon=True).start()
-
-
-wait_and_close = gunicorn.util.close_graceful
-gunicorn.util.close_graceful = close_graceful
-
-
-def quieten_slow_client(record):
-    """Log a client that was cut off for its silence in one line, not with a traceback."""
-    if record.msg == SLOW_CLIENT and record.exc_info:
-        record.msg, record.exc_info = f"{SLOW_CLIENT} {record.exc_info[1]}", None
-        record.levelno, record.levelname = logging.INFO, "INFO"
-    return error_log.isEnabledFor(record.levelno)
-
-
-error_log = logging.getLogger("gunicorn.error")
-error_log.addFilter(quieten_slow_client)
+    def exception(self, msg, *args, **kwargs):
+        """Log a client that does not take its answer in one line, without a traceback."""
+        if msg == SLOW_CLIENT:
+            return self.info(f"{SLOW_CLIENT} %s", sys.exc_info()[1])
+        super().exception(msg, *args, **kwargs)
 
 
 def pre_fork(server, worker):
@@ -117,20 +176,9 @@ def pre_fork(server, worker):
 
 
 def when_ready(server):
-    """Set how long clients may be silent, and warn where anybody may change tickets."""
-    sockets = [listener.sock for listener in server.LISTENERS]
-    patience = struct.pack("ll", CLIENT_PATIENCE, 0)
-    for listener in sockets:
-        # Accepted connections inherit these from the listening socket (socket(7), tcp(7)).
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
-        if listener.family != socket.AF_UNIX and hasattr(socket, "TCP_DEFER_ACCEPT"):
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, FIRST_BYTE_PATIENCE)
-    hosts = [s.getsockname()[0] for s in sockets if s.family != socket.AF_UNIX]
-    exposed = [host for host in hosts if not ipaddress.ip_address(host).is_loopback]
-    if exposed and not server.app.wsgi().config["TOKENS"]:
-        server.log.warning(
-            "Listening on %s without a token: anybody who reaches it can change tickets. "
-            "Set TICKETSVC_TOKENS, or bind 127.0.0.1.",
-            ", ".join(exposed),
-        )
+    """Warn where anybody may change tickets."""
+    names = [listener.sock.getsockname() for listener in server.LISTENERS]
+    hosts = [ipaddress.ip_address(name[0]) for name in names if isinstance(name, tuple)]
+    exposed = ", ".join(str(host) for host in hosts if not host.is_loopback)
+    if exposed and not settings["TOKENS"]:
+        server.log.warning("Listening on %s without a token: anybody can change tickets", exposed)
