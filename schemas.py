@@ -2,7 +2,7 @@
 
 import re
 
-from marshmallow import EXCLUDE, Schema, ValidationError, fields
+from marshmallow import EXCLUDE, Schema, ValidationError, fields, validates_schema
 from marshmallow.validate import Length, OneOf, Range
 
 from models import CATEGORY_MAX, DESCRIPTION_MAX, ID_MAX, RESPONSE_MAX, STATUSES
@@ -28,7 +28,7 @@ class JSONNumber(fields.Float):
     def _deserialize(self, value, attr, data, **kwargs):
         if type(value) not in (int, float):
             raise self.make_error("invalid")
-        return super()._deserialize(value, attr, data, **kwargs)
+        return super()._deserialize(value, attr, data, **kwargs) + 0.0  # -0.0 becomes 0.0.
 
 
 class DecimalInteger(fields.Integer):
@@ -67,18 +67,38 @@ class TicketSchema(Schema):
     updated_at = fields.String(dump_only=True)
 
 
-class TicketQuerySchema(Schema):
-    """The query of a list."""
+class VersionSchema(Schema):
+    """What a ticket was from `updated_at` on, and who wrote it."""
 
-    class Meta:
-        unknown = EXCLUDE
+    version = fields.Integer()
+    status = fields.String()
+    category = fields.String()
+    ai_suggested_response = fields.String()
+    updated_at = fields.String()
+    updated_by = fields.String()
 
-    status = fields.String(validate=OneOf(STATUSES))
+
+class PageQuerySchema(Schema):
+    """The query of a page; a parameter that does not exist is an error."""
+
     limit = DecimalInteger(validate=Range(1, 1000), load_default=100)
     before = DecimalInteger(validate=Range(1, ID_MAX))
 
 
+class TicketQuerySchema(PageQuerySchema):
+    """The query of a page of the list."""
+
+    status = fields.String(validate=OneOf(STATUSES))
+    after = DecimalInteger(validate=Range(0, ID_MAX))
+
+    @validates_schema
+    def refuse_both(self, data, **kwargs):
+        if "before" in data and "after" in data:
+            raise ValidationError("May not be sent together with before.", "after")
+
+
 ticket_schema = TicketSchema()
-tickets_schema = TicketSchema(many=True)
 ticket_patch_schema = TicketPatchSchema(partial=True)
 ticket_query_schema = TicketQuerySchema()
+version_schema = VersionSchema()
+page_query_schema = PageQuerySchema()

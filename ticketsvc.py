@@ -1,6 +1,7 @@
 """ticketsvc: PATCH /api/v1/tickets/{id} writes exactly the fields in the body.
 
-The wire contract is in openapi.json; models.py holds the table, schemas.py the validation.
+The wire contract is in openapi.json; models.py holds the table, schemas.py the validation, and
+database.py how a statement reaches the disk.
 """
 
 import hmac
@@ -8,39 +9,60 @@ import json
 import logging
 import os
 import re
+import secrets
 import sys
-import uuid
 from pathlib import Path
-from urllib.parse import urlencode
 
-from flask import Blueprint, Flask, Response, abort, current_app, g, has_request_context, request
+from flask import Blueprint, Flask, Response, abort, current_app, g, request, url_for
 from flask.logging import default_handler
-from gunicorn.http.errors import ParseException
 from marshmallow import ValidationError
 from peewee import PeeweeException
 from werkzeug.exceptions import HTTPException, InternalServerError
 from werkzeug.routing import IntegerConverter
 
 import models
+import schemas
 from models import Ticket
-from schemas import (
-    ticket_patch_schema,
-    ticket_query_schema,
-    ticket_schema,
-    tickets_schema,
-)
 
 MAX_BODY = 1024 * 1024  # bytes
+MAX_PAGE = 8 * 1024 * 1024  # bytes
+MAX_TAGS = 100
 OPEN_PATHS = ("/api/health", "/api/openapi.json")
+FILED_ONCE = ("user_description", "confidence_score")
+IDEMPOTENCY_KEY = re.compile("[!-~]{1,255}")
 REQUEST_ID = re.compile("[A-Za-z0-9._-]{1,128}")
-LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+# RFC 9110, sections 8.8.3 and 5.6.1: a recipient takes empty elements of a list.
+ENTITY_TAGS = re.compile(r'[ \t,]*((W/)?"[!#-~\x80-\xff]*"[ \t]*(,[ \t,]*|$))+')
+ENTITY_TAG = re.compile('(W/)?"([^"]*)"')
+VERSION = re.compile("[1-9][0-9]{0,18}")
 LOG_FORMAT = "[%(asctime)s] [%(process)d] [%(levelname)s] [%(request_id)s] %(message)s"
 OPENAPI = Path(__file__).with_name("openapi.json").read_text("utf-8")
 ACCEPT_PATCH = "application/json, application/merge-patch+json"
-ERROR_MESSAGES = {413: "Request body is larger than 1 MiB", 500: "Internal server error"}
+ERROR_MESSAGES = {
+    404: "No such path",
+    405: "The method is not allowed for this path",
+    413: "Request body is larger than 1 MiB",
+    500: "Internal server error",
+}
 ERROR_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 415: {"Accept-Patch": ACCEPT_PATCH}}
 TICKET_NOT_FOUND = "Ticket not found"
 TICKET_CHANGED = "Ticket has changed since it was read"
+LEVELS = ("debug", "info", "warning", "error", "critical")
+# A name is what the log and the history show of a token (RFC 6750, section 2.1: b64token).
+TOKEN = r" *(?:[A-Za-z0-9._-]+:)?[A-Za-z0-9._~+/-]+=* *"
+# Each variable with its default, what its value must match, and how that is said.
+SETTINGS = {
+    "DATABASE_URL": ("sqlite:///tickets.db", ".+", "a URL, as in sqlite:///tickets.db"),
+    "TICKETSVC_MISSING_STATUS": ("500", "404|500", "404 or 500"),
+    "TICKETSVC_LOG_LEVEL": ("info", f"(?i:{'|'.join(LEVELS)})", f"one of {', '.join(LEVELS)}"),
+    "TICKETSVC_POOL_SIZE": ("8", "[1-9][0-9]?", "1 to 99 connections"),
+    "TICKETSVC_TOKENS": (
+        None,
+        f"{TOKEN}(?:,{TOKEN})*",
+        "tokens of A-Z a-z 0-9 - . _ ~ + / or name:token, separated by single commas",
+    ),
+    "WEB_CONCURRENCY": ("2", "[1-9][0-9]{0,2}", "1 to 999 worker processes"),
+}
 
 bp = Blueprint("api", __name__, url_prefix="/api")
 
@@ -68,7 +90,25 @@ def json_response(body, status=200, headers=None):
 def ticket_response(ticket, status=200, headers=()):
     """Answer with one ticket and its strong ETag (RFC 9110, section 8.8.3)."""
     headers = [*headers, ("ETag", f'"{ticket["version"]}"')]
-    return json_response(ticket_schema.dump(ticket), status, headers)
+    return json_response(schemas.ticket_schema.dump(ticket), status, headers)
+
+
+def page_response(rows, schema, query, bound, key):
+    """Answer with `rows`, as many as the query and MAX_PAGE allow, and a link to the next page.
+
+    That page begins where the query parameter `bound` names the `key` of the last row.
+    """
+    parts, size, last, link = [], 0, None, {}
+    for row in rows:
+        part = encode(schema.dump(row)).encode()
+        size += len(part)
+        if len(parts) == query["limit"] or (parts and size > MAX_PAGE):
+            path = url_for(request.endpoint, **request.view_args, **{**query, bound: last[key]})
+            link = {"Link": f'<{path}>; rel="next"'}
+            break
+        parts.append(part)
+        last = row
+    return JSONResponse(b"[" + b", ".join(parts) + b"]\n", headers=link)
 
 
 def load_body():
@@ -77,18 +117,19 @@ def load_body():
     if length > MAX_BODY:
         abort(413)
     try:
-        # gunicorn ends this stream with the body, of which one byte more than is allowed tells.
-        data = request.environ["wsgi.input"].read(MAX_BODY + 1)
-    except BlockingIOError:  # The patience set in gunicorn.conf.py is over.
+        # One byte more than is allowed tells a chunked body that is too large.
+        data = request.stream.read(MAX_BODY + 1)
+    except TimeoutError:
         abort(408, "Request body did not arrive in time")
-    except (OSError, ParseException):  # A client that went away, or a malformed chunk.
+    except Exception:  # A client that went away, or a malformed chunk: each server has its own.
         abort(400, "Request body could not be read")
     if len(data) > MAX_BODY:
         abort(413)
     if not data and not length:
         return {}
     if not request.is_json:
-        abort(415, "Content-Type must be application/json or application/*+json")
+        came = f"not {request.mimetype[:100]}" if request.mimetype else "and none was sent"
+        abort(415, f"Content-Type must be application/json or application/*+json, {came}")
     if len(data) < length:
         abort(400, "Request body is shorter than its Content-Length")
     try:
@@ -100,19 +141,34 @@ def load_body():
     return body
 
 
-def if_match_versions():
-    """Return the versions named by If-Match (RFC 9110, section 13.1.1), or None for any version."""
-    if "If-Match" not in request.headers or request.if_match.star_tag:
-        return None
-    tags = request.if_match.as_set()
-    return [int(tag) for tag in tags if tag and tag.isascii() and tag.isdigit() and len(tag) < 19]
+def load_query(schema):
+    """Return the query as the schema loads it."""
+    # A parameter given twice stays a list, which no field takes.
+    return schema.load(
+        {name: each[0] if len(each) == 1 else each for name, each in request.args.lists()}
+    )
+
+
+def versions_in(name, weak):
+    """Return the versions that a conditional header names (RFC 9110, section 13.1).
+
+    None stands for no header and "*" for itself; `weak` takes weak tags for what they tag.
+    """
+    value = request.headers.get(name)
+    if value is None or value.strip() == "*":
+        return value and "*"
+    if not ENTITY_TAGS.fullmatch(value) or value.count('"') > 2 * MAX_TAGS:
+        abort(400, f"{name} must be * or entity tags in double quotes")
+    tags = [tag for mark, tag in ENTITY_TAG.findall(value) if weak or not mark]
+    return [int(tag) for tag in tags if VERSION.fullmatch(tag) and int(tag) <= models.ID_MAX]
 
 
 @bp.before_app_request
 def identify_request():
     """Take the caller's X-Request-ID over where it is sane, else make one."""
     given = request.headers.get("X-Request-ID", "")
-    g.request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    g.request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+    g.caller = None
 
 
 @bp.before_app_request
@@ -121,84 +177,94 @@ def require_token():
     tokens = current_app.config["TOKENS"]
     if not tokens or request.path in OPEN_PATHS:
         return
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     # WSGI hands headers over as Latin-1; every token is compared, so that the
     # time taken does not tell which of them came close.
-    given = token.strip().encode("latin-1")
-    matches = [hmac.compare_digest(given, known) for known in tokens]
-    if scheme.lower() != "bearer" or not any(matches):
+    given = given.strip().encode("latin-1")
+    names = [name for name, token in tokens if hmac.compare_digest(given, token)]
+    if scheme.lower() != "bearer" or not names:
         abort(401, "Missing or invalid token")
+    g.caller = names[0]
+    request.environ["REMOTE_USER"] = g.caller or "-"
 
 
 @bp.after_app_request
 def add_headers(response):
-    """Send the request's id, and on OPTIONS what PATCH takes (RFC 5789, section 3.1)."""
+    """Send what every answer carries, and on OPTIONS what PATCH takes (RFC 5789, section 3.1)."""
     response.headers["X-Request-ID"] = g.request_id
+    response.headers["Cache-Control"] = "no-cache"
     if request.method == "OPTIONS" and "PATCH" in response.allow:
         response.headers["Accept-Patch"] = ACCEPT_PATCH
     return response
 
 
-@bp.teardown_app_request
-def release_connection(error):
-    """Let the next request have the connection, where there is a pool of them."""
-    models.database.release()
-
-
 @bp.patch("/v1/tickets/<int:ticket_id>")
 def update_ticket(ticket_id):
     """Write the fields present in the body; leave the others alone."""
-    changes = ticket_patch_schema.load(load_body())
+    changes = schemas.ticket_patch_schema.load(load_body())
     if not changes:
         abort(400, "No valid fields to update")
-    versions = if_match_versions()
-    ticket = Ticket.patch(ticket_id, changes, versions)
+    match, none_match = versions_in("If-Match", False), versions_in("If-None-Match", True)
+    ticket = Ticket.patch(ticket_id, changes, g.caller, match, none_match)
     if ticket is not None:
         return ticket_response(ticket)
-    if versions is not None and Ticket.find(ticket_id) is not None:
+    if (match, none_match) != (None, None) and Ticket.find(ticket_id) is not None:
         abort(412, TICKET_CHANGED)
     current_app.logger.warning("PATCH of ticket %d, which does not exist", ticket_id)
-    abort(current_app.config["MISSING_STATUS"], TICKET_NOT_FOUND)
+    if current_app.config["MISSING_STATUS"] == 404:
+        abort(404, TICKET_NOT_FOUND)
+    abort(500)
 
 
 @bp.post("/v1/tickets")
 def create_ticket():
-    """File a ticket with whatever a classifier said of it."""
-    ticket = Ticket.add(ticket_schema.load(load_body()))
-    return ticket_response(ticket, 201, [("Location", f"/api/v1/tickets/{ticket['id']}")])
+    """File a ticket with whatever a classifier said of it, once for each Idempotency-Key."""
+    values, key = schemas.ticket_schema.load(load_body()), request.headers.get("Idempotency-Key")
+    if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
+        abort(400, "Idempotency-Key must be 1 to 255 visible ASCII characters, sent once")
+    ticket, status = Ticket.add(values, g.caller, key), 201
+    if ticket is None:
+        ticket, status = Ticket.find_by_key(key), 200
+        if any(ticket[name] != values.get(name) for name in FILED_ONCE):
+            abort(422, "Idempotency-Key was used for another ticket")
+    location = url_for(".get_ticket", ticket_id=ticket["id"])
+    return ticket_response(ticket, status, [("Location", location)])
 
 
 @bp.get("/v1/tickets/<int:ticket_id>")
 def get_ticket(ticket_id):
     """Answer with one ticket, or 304 where the client has it already."""
+    # Not make_conditional(), which takes If-Match: * for a tag and adds a second Date.
+    match, none_match = versions_in("If-Match", False), versions_in("If-None-Match", True)
     ticket = Ticket.find(ticket_id)
     if ticket is None:
         abort(404, TICKET_NOT_FOUND)
-    # Not make_conditional(), which takes If-Match: * for a tag and adds a second Date.
-    versions = if_match_versions()
-    if versions is not None and ticket["version"] not in versions:
+    if match not in (None, "*") and ticket["version"] not in match:
         abort(412, TICKET_CHANGED)
     response = ticket_response(ticket)
-    if request.if_none_match.contains_weak(str(ticket["version"])):
+    if none_match == "*" or ticket["version"] in (none_match or ()):
         response.status_code = 304
     return response
 
 
 @bp.get("/v1/tickets")
 def list_tickets():
-    """Answer with a page of tickets, newest first, and a link to the next page."""
-    # A parameter given twice stays a list, which no field of the schema takes.
-    given = {
-        name: values[0] if len(values) == 1 else values for name, values in request.args.lists()
-    }
-    query = ticket_query_schema.load(given)
-    limit = query["limit"]
-    tickets = Ticket.page(**{**query, "limit": limit + 1})
-    response = json_response(tickets_schema.dump(tickets[:limit]))
-    if len(tickets) > limit:
-        following = urlencode({**query, "before": tickets[limit - 1]["id"]})
-        response.headers["Link"] = f'<{request.path}?{following}>; rel="next"'
-    return response
+    """Answer with a page of tickets, newest first, or oldest first with ?after=."""
+    query = load_query(schemas.ticket_query_schema)
+    bound = "after" if "after" in query else "before"
+    return page_response(Ticket.page(**query), schemas.ticket_schema, query, bound, "id")
+
+
+@bp.get("/v1/tickets/<int:ticket_id>/history")
+def list_versions(ticket_id):
+    """Answer with a page of the versions of a ticket, newest first."""
+    query = load_query(schemas.page_query_schema)
+    ticket = Ticket.find(ticket_id)
+    if ticket is None:
+        abort(404, TICKET_NOT_FOUND)
+    return page_response(
+        Ticket.history(ticket, **query), schemas.version_schema, query, "before", "version"
+    )
 
 
 @bp.get("/health")
@@ -220,7 +286,9 @@ def get_openapi():
 def handle_http_error(error):
     """Build the body of every error but a validation error."""
     response = error.get_response()
-    message = ERROR_MESSAGES.get(error.code, error.description)
+    message = error.description
+    if message == type(error).description:  # A sentence of Werkzeug's, not one given to abort().
+        message = ERROR_MESSAGES.get(error.code, message)
     response.data = f"{encode({'error': message})}\n"
     response.mimetype = "application/json"
     response.headers.update(ERROR_HEADERS.get(error.code, {}))
@@ -250,26 +318,29 @@ class TicketIdConverter(IntegerConverter):
 
 def read_settings(environ):
     """Return the settings in `environ` as Flask config, or end the process with one line."""
-    missing_status = environ.get("TICKETSVC_MISSING_STATUS") or "500"
-    if missing_status not in ("404", "500"):
-        sys.exit("TICKETSVC_MISSING_STATUS must be 404 or 500")
-    tokens = [token.strip() for token in environ.get("TICKETSVC_TOKENS", "").split(",")]
-    if len(tokens) > 1 and not all(tokens):
-        sys.exit("TICKETSVC_TOKENS must be tokens separated by single commas, with none empty")
-    log_level = environ.get("TICKETSVC_LOG_LEVEL", "").lower() or "info"
-    if log_level not in LOG_LEVELS:
-        sys.exit(f"TICKETSVC_LOG_LEVEL must be one of {', '.join(LOG_LEVELS)}")
+    values = {name: environ.get(name, default) for name, (default, _, _) in SETTINGS.items()}
+    for name, (_, pattern, advice) in SETTINGS.items():
+        if values[name] is not None and not re.fullmatch(pattern, values[name]):
+            sys.exit(f"{name} must be {advice}")
+    for name in environ:
+        if re.match("TICKETSVC_(?!TEST_)", name) and name not in SETTINGS:
+            sys.exit(f"{name} is not a setting")
+    tokens = [
+        each.strip().rpartition(":") for each in (values["TICKETSVC_TOKENS"] or "").split(",")
+    ]
     return {
-        "DATABASE_URL": environ.get("DATABASE_URL") or "sqlite:///tickets.db",
-        "LOG_LEVEL": log_level,
-        "MISSING_STATUS": int(missing_status),
-        "TOKENS": [token.encode("utf-8", "surrogateescape") for token in tokens if token],
+        "DATABASE_URL": values["DATABASE_URL"],
+        "LOG_LEVEL": values["TICKETSVC_LOG_LEVEL"].upper(),
+        "MISSING_STATUS": int(values["TICKETSVC_MISSING_STATUS"]),
+        "POOL_SIZE": int(values["TICKETSVC_POOL_SIZE"]),
+        "TOKENS": [(name or None, token.encode()) for name, _, token in tokens if token],
+        "WORKERS": int(values["WEB_CONCURRENCY"]),
     }
 
 
 def add_request_id(record):
     """Give a log record the id of the request it is about."""
-    record.request_id = g.get("request_id", "-") if has_request_context() else "-"
+    record.request_id = g.get("request_id", "-") if g else "-"
     return True
 
 
@@ -277,7 +348,7 @@ def create_app(environ=os.environ):
     """Return the WSGI application set up by `environ`, its database ready to be used."""
     app = Flask(__name__, static_folder=None)
     app.config.update(read_settings(environ))
-    app.logger.setLevel(app.config["LOG_LEVEL"].upper())
+    app.logger.setLevel(app.config["LOG_LEVEL"])
     app.logger.addFilter(add_request_id)
     default_handler.setFormatter(logging.Formatter(LOG_FORMAT, "%Y-%m-%d %H:%M:%S %z"))
     if "DYNO" in environ and app.config["DATABASE_URL"].startswith("sqlite"):
@@ -285,9 +356,12 @@ def create_app(environ=os.environ):
             "DATABASE_URL: a file on the disk of a dyno does not outlive its restart"
         )
     try:
-        models.prepare(app.config["DATABASE_URL"])
+        models.prepare(app.config["DATABASE_URL"], app.config["POOL_SIZE"])
     except ValueError as error:
         sys.exit(f"DATABASE_URL: {error}")
+    version = json.loads(OPENAPI)["info"]["version"]
+    host = models.database.connect_params.get("host", "")
+    app.logger.info("ticketsvc %s on %s %s", version, models.database.database, host)
     app.response_class = JSONResponse
     app.url_map.merge_slashes = False
     app.url_map.converters["int"] = TicketIdConverter
