@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, seed, settings
 from hypothesis import strategies as st
 
-from tests.conftest import ROOT, TICKETS
+from tests.helpers import ROOT, TICKETS
 
 SEED = 20261123
 WRITABLE = ("category", "ai_suggested_response", "status")
@@ -45,6 +45,10 @@ BODIES = VALUES | st.dictionaries(
 
 class TestDocument:
     """Everything that openapi.json says, against the started service."""
+
+    @pytest.fixture
+    def database_url(self, sqlite_url):
+        return sqlite_url
 
     @pytest.fixture
     def settings(self):

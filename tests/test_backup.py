@@ -1,5 +1,6 @@
 """A backup taken under load opens, is intact, and holds what was acknowledged before it began."""
 
+import contextlib
 import re
 import shutil
 import sqlite3
@@ -9,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.test_concurrency import together
+from tests.helpers import ROOT, together
 
-COMMAND = re.search(r"^sqlite3 tickets\.db .*$", (ROOT / "README.md").read_text(), re.MULTILINE)[0]
+README = (ROOT / "README.md").read_text()
+BACKUP, RESTORE = re.findall(r"^sqlite3 tickets\.db .*$", README, re.MULTILINE)
 CLIENTS = 8
 
 
@@ -45,11 +46,12 @@ def test_a_backup_under_load_is_whole(server):
             pass
         before = list(acknowledged)
         folder = Path(server.path).parent
-        subprocess.run(COMMAND, shell=True, cwd=folder, check=True, timeout=30)
+        subprocess.run(BACKUP, shell=True, cwd=folder, check=True, timeout=30)
     finally:
         over.set()
         load.join()
-    backup = sqlite3.connect(folder / "backup.db")
+    (path,) = folder.glob("backup-*.db")
+    backup = sqlite3.connect(path)
     assert backup.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     stored = backup.execute(
         "SELECT category FROM ticket WHERE id <= ? ORDER BY id", [CLIENTS]
@@ -57,3 +59,25 @@ def test_a_backup_under_load_is_whole(server):
     backup.close()
     values = [int(category.removeprefix("n ")) for (category,) in stored]
     assert all(value >= least for value, least in zip(values, before, strict=True))
+
+
+def test_a_restore_brings_the_backup_back(server):
+    """E4: by the README's own commands, while the service runs and after it was killed."""
+    if not shutil.which("sqlite3"):
+        pytest.skip("needs sqlite3(1)")
+    folder = Path(server.path).parent
+    server.post()
+    subprocess.run(BACKUP, shell=True, cwd=folder, check=True, timeout=30)
+    (backup,) = folder.glob("backup-*.db")
+    restore = re.sub(r"backup-[0-9-]*\.db", backup.name, RESTORE)
+    for killed in (False, True):
+        assert server.patch(1, {"category": "later"}).headers["ETag"] == '"2"'
+        if killed:
+            server.kill()
+        subprocess.run(restore, shell=True, cwd=folder, check=True, timeout=30)
+        if killed:
+            server.start()
+        assert server.get(1).json["category"] is None
+    assert server.patch(1, {"category": "again"}).headers["ETag"] == '"2"'
+    with contextlib.closing(sqlite3.connect(server.path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.conftest import TICKETS, assert_error
+from tests.helpers import TICKETS, assert_error
 
 NOT_A_NUMBER = ["Not a valid number."]
 OUT_OF_RANGE = ["Must be greater than or equal to 0 and less than or equal to 1."]

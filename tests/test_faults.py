@@ -13,8 +13,7 @@ import time
 
 import pytest
 
-from tests.conftest import lost, result
-from tests.test_concurrency import together
+from tests.helpers import lost, result, together
 
 # Root is bound by the permissions of files only without these capabilities.
 BOUND = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
@@ -211,7 +210,7 @@ def test_an_unreadable_wal_is_survived(bound_server):
 
 def test_eight_workers_start_on_a_fresh_file(make_server, full, tmp_path):
     """And on a file of an older start; none fails, none finds it locked."""
-    for turn in range(20 if full else 4):
+    for turn in range(20 if full else 2):
         url = f"sqlite:///{tmp_path}/fresh-{turn}.db"
         for _ in range(2):
             server = make_server(WEB_CONCURRENCY="8", DATABASE_URL=url).start()
@@ -263,7 +262,7 @@ def work(server, seconds):
 def test_the_wal_and_the_memory_stay_bounded(server, full):
     """An hour's worth of writes in a minute, beside a reader of the list."""
     server.fill(1000)
-    seconds = 60 if full else 6
+    seconds = 60 if full else 4
     for _ in range(4):  # Each thread has its buffers only once it has worked.
         together(100, lambda number: server.request("GET", "/api/v1/tickets?limit=1000"))
     work(server, seconds)

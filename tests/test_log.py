@@ -1,16 +1,17 @@
 """The log: one line for each request on stdout, and its id everywhere: E5, P9, P10, E2."""
 
+import json
 import re
 import time
 
 import pytest
 
-from tests.conftest import DESCRIPTION, ROOT, TICKETS
+from tests.helpers import DESCRIPTION, ROOT, TICKETS
 
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 LINE = re.compile(
     rf"^{TIME} (?P<method>\S+) (?P<path>\S+) (?P<status>\d+) (?P<bytes>\d+) "
-    r"(?P<milliseconds>\d+\.\d) (?P<remote>\S+) (?P<id>\S+)$",
+    r"(?P<milliseconds>\d+\.\d) (?P<remote>\S+) (?P<user>\S+) (?P<id>\S+)$",
     re.MULTILINE,
 )
 
@@ -112,10 +113,9 @@ def test_a_failure_is_logged_once_with_its_request(server, sql):
     assert server.patch(1, {"status": "closed"}, headers={"X-Request-ID": "why-1"}).status == 500
     assert server.request("GET", "/api/health", headers={"X-Request-ID": "why-2"}).status == 503
     for request_id in ("why-1", "why-2"):
-        server.wait_for_log(f" 127.0.0.1 {request_id}\n")
+        server.wait_for_log(f"[{request_id}]")
     for request_id, message in (("why-1", "PATCH /api/v1/tickets/1 failed: "), ("why-2", "Data")):
         assert server.log.count(f"[ERROR] [{request_id}] {message}") == 1
-        assert server.log.count(request_id) == 2
     assert "Traceback" in server.log
 
 
@@ -132,6 +132,50 @@ def test_the_log_has_no_token_and_no_body(make_server):
     assert len(lines(server, 4)) == 4
     for secret in ("s3cret", "wr0ng", DESCRIPTION):
         assert secret not in server.log
+
+
+def test_the_line_of_a_request_names_the_token(make_server):
+    """E2: by its name, and only where it has one."""
+    server = make_server(TICKETSVC_TOKENS="alice:s3cret,nameless").start()
+    for token in ("s3cret", "nameless", "wr0ng"):
+        server.request("GET", TICKETS, headers={"Authorization": f"Bearer {token}"})
+    found = {(line["status"], line["user"]) for line in lines(server, 3)}
+    assert found == {("200", "alice"), ("200", "-"), ("401", "-")}
+
+
+@pytest.mark.parametrize(
+    "header", ["Authorization Bearer s3cret", "Authorization : Bearer s3cret", "X: s3cret\x01"]
+)
+def test_a_malformed_header_is_logged_without_its_text(make_server, header):
+    """E2: it may hold a token."""
+    server = make_server(TICKETSVC_TOKENS="s3cret").start()
+    received = server.raw(f"GET {TICKETS} HTTP/1.1\r\nHost: x\r\n{header}\r\n\r\n".encode())
+    assert b" 400 " in received.splitlines()[0]
+    assert [line["status"] for line in lines(server)] == ["400"]
+    assert "[WARNING] Refused: InvalidHeader" in server.log
+    assert "s3cret" not in server.log
+    assert b"s3cret" not in received
+
+
+def test_the_start_names_the_version_and_the_database(server, on_sqlite):
+    """E8: without a password."""
+    name = f"file:{server.path}?mode=rw" if on_sqlite else "postgres 127.0.0.1"
+    version = json.loads((ROOT / "openapi.json").read_text())["info"]["version"]
+    line = next(line for line in server.log.splitlines() if "ticketsvc" in line)
+    assert f"[INFO] [-] ticketsvc {version} on {name if on_sqlite else ''}" in line
+    assert "p@ss" not in server.log
+    assert "p%40ss" not in server.log
+
+
+@pytest.mark.parametrize(("level", "count"), [("debug", 1), ("info", 0)])
+def test_health_requests_are_logged_in_detail_only(make_server, level, count):
+    server = make_server(TICKETSVC_LOG_LEVEL=level).start()
+    headers = {"X-Request-ID": "watch-1"}
+    assert server.request("GET", "/api/health", headers=headers).status == 200
+    server.get(1)
+    assert len(lines(server)) == 1
+    assert server.log.count("GET /api/health 200") >= count
+    assert server.log.count("watch-1") == count
 
 
 @pytest.mark.parametrize(

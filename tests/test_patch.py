@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.conftest import DESCRIPTION, TICKETS, assert_error
+from tests.helpers import DESCRIPTION, TICKETS, assert_error
 
 WRITABLE = ("status", "category", "ai_suggested_response")
 NULL = ["Field may not be null."]
@@ -256,7 +256,9 @@ def test_patch_takes_json_by_any_name(client, url, media_type):
 )
 def test_patch_refuses_another_media_type(client, url, media_type):
     response = client.patch(url, data='{"status": "closed"}', content_type=media_type)
-    assert_error(response, 415, "Content-Type must be application/json or application/*+json")
+    came = f"not {media_type}" if media_type else "and none was sent"
+    sentence = f"Content-Type must be application/json or application/*+json, {came}"
+    assert_error(response, 415, sentence)
     assert response.headers["Accept-Patch"] == "application/json, application/merge-patch+json"
 
 

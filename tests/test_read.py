@@ -4,11 +4,14 @@ import re
 
 import pytest
 
-from tests.conftest import TICKETS, assert_error
+from database import database
+from tests.helpers import TICKETS, assert_error
 
 NOT_AN_INTEGER = ["Not a valid integer."]
 LIMIT = ["Must be greater than or equal to 1 and less than or equal to 1000."]
 BEFORE = [f"Must be greater than or equal to 1 and less than or equal to {2**63 - 1}."]
+UNKNOWN = ["Unknown field."]
+TOGETHER = ["May not be sent together with before."]
 NOT_A_STATUS = ["Must be one of: ai_resolved, pending_agent, closed."]
 
 
@@ -73,7 +76,10 @@ def test_list_is_a_bare_array_newest_first(client, seven):
         pytest.param(f"before={2**63 - 1}", [7, 6, 5, 4, 3, 2, 1], id="L2-before-max"),
         pytest.param("before=1", [], id="L2-before-first"),
         pytest.param("status=pending_agent&limit=1&before=6", [4], id="L2-all"),
-        pytest.param("colour=red", [7, 6, 5, 4, 3, 2, 1], id="L2-unknown"),
+        pytest.param("after=0", [1, 2, 3, 4, 5, 6, 7], id="L2-after-0"),
+        pytest.param("after=5", [6, 7], id="L2-after"),
+        pytest.param(f"after={2**63 - 1}", [], id="L2-after-max"),
+        pytest.param("status=pending_agent&limit=1&after=2", [4], id="L2-after-all"),
     ],
 )
 def test_list_narrows_by_the_query(client, seven, query, expected):
@@ -100,6 +106,11 @@ def test_list_narrows_by_the_query(client, seven, query, expected):
         pytest.param("before=0", {"before": BEFORE}, id="L2-before-0"),
         pytest.param(f"before={2**63}", {"before": BEFORE}, id="L2-before-max+1"),
         pytest.param("before=x", {"before": NOT_AN_INTEGER}, id="L2-before-text"),
+        pytest.param("after=-1", {"after": NOT_AN_INTEGER}, id="L2-after-negative"),
+        pytest.param("before=3&after=1", {"after": TOGETHER}, id="L2-after-and-before"),
+        pytest.param("category=bug", {"category": UNKNOWN}, id="L2-category"),
+        pytest.param("stauts=closed", {"stauts": UNKNOWN}, id="L2-misspelt"),
+        pytest.param("limit=1&limit=1", {"limit": NOT_AN_INTEGER}, id="L2-limit-twice"),
         pytest.param(
             "limit=x&before=y",
             {"limit": NOT_AN_INTEGER, "before": NOT_AN_INTEGER},
@@ -121,7 +132,7 @@ def test_list_has_100_tickets_by_default(client, sql):
 def test_list_links_to_the_whole_next_query(client, seven):
     """L3."""
     response = client.get(f"{TICKETS}?limit=2&status=ai_resolved")
-    link = f'<{TICKETS}?status=ai_resolved&limit=2&before=5>; rel="next"'
+    link = f'<{TICKETS}?limit=2&status=ai_resolved&before=5>; rel="next"'
     assert response.headers["Link"] == link
 
 
@@ -130,11 +141,48 @@ def test_list_links_to_the_whole_next_query(client, seven):
     [
         pytest.param("limit=3", [[7, 6, 5], [4, 3, 2], [1]], id="L3-rest"),
         pytest.param("limit=2&status=ai_resolved", [[7, 5], [3, 1]], id="L3-even"),
+        pytest.param("after=0&limit=3", [[1, 2, 3], [4, 5, 6], [7]], id="L2-L3-after"),
+        pytest.param("after=2&limit=2&status=ai_resolved", [[3, 5], [7]], id="L2-L3-after-status"),
         pytest.param("limit=7", [[7, 6, 5, 4, 3, 2, 1]], id="L3-one-page"),
     ],
 )
 def test_list_is_whole_when_followed(client, seven, query, pages):
     assert follow(client, f"{TICKETS}?{query}") == pages
+
+
+LARGE = {
+    "user_description": "\U0001f642" * 10_000,
+    "category": "c" * 100,
+    "ai_suggested_response": "\u20ac" * 50_000,
+}
+
+
+def test_a_page_of_large_tickets_ends_early(client, sql):
+    """L3: at about 8 MiB, and the rest follows."""
+    for _ in range(70):
+        client.post(TICKETS, json=LARGE)
+    response = client.get(f"{TICKETS}?limit=1000")
+    assert 7 * 2**20 < len(response.data) < 8.5 * 2**20
+    assert "Link" in response.headers
+    pages = follow(client, f"{TICKETS}?limit=1000")
+    assert len(pages) == 2
+    assert [ticket_id for page in pages for ticket_id in page] == list(range(70, 0, -1))
+    assert [id for page in follow(client, f"{TICKETS}?after=0") for id in page] == list(
+        range(1, 71)
+    )
+
+
+def test_a_page_reads_no_more_than_it_needs(client, seven, monkeypatch):
+    """L3, L4: the limit stands in the SQL of the service's own statement, and one more says whether
+    more follow; so do its order and its bounds, which an index serves.
+    """
+    queries = []
+    read = database.obj.read
+    monkeypatch.setattr(database.obj, "read", lambda query: queries.append(query) or read(query))
+    client.get(f"{TICKETS}?limit=2&status=ai_resolved&before=7")
+    client.get(f"{TICKETS}?limit=1000&after=2")
+    assert [query._limit for query in queries] == [3, 50]
+    assert "ORDER BY" in queries[0].sql()[0]
 
 
 @pytest.mark.parametrize(

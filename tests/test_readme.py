@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from models import PSYCOPG
-from tests.conftest import ROOT, free_port
+from database import PSYCOPG
+from tests.helpers import ROOT, TICKETS, free_port
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCKS = BLOCK.findall((ROOT / "README.md").read_text())
@@ -22,7 +22,9 @@ EXAMPLES = [
     for (kind, command), (_, output) in zip(BLOCKS, [*BLOCKS[1:], ("", "")], strict=True)
     if kind == "sh" and "curl" in command
 ]
+QUEUE = next(command for command, _ in EXAMPLES if "while" in command)
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+JSON_TYPE = "Content-Type: application/json"
 HEADERS = re.compile(r"(Date|X-Request-ID): [^\n]+")
 
 
@@ -89,14 +91,40 @@ def test_the_run_command_and_every_example(checkout):
     finally:
         os.killpg(service.pid, signal.SIGTERM)
         service.wait(15)
-    assert len(EXAMPLES) >= 8
+    assert len(EXAMPLES) == len([kind for kind, _ in BLOCKS if kind == "json"])
     expected = [normalise(output) for _, output in EXAMPLES]
     assert [normalise(output) for output in shown] == expected
     assert Path(checkout / "tickets.db").exists()
 
 
+def bash(script, server, folder):
+    """Start a script of the README against a server; its ports are the README's."""
+    needed = [name for name in ("bash", "curl", "jq") if not shutil.which(name)]
+    if needed:
+        pytest.skip(f"needs {', '.join(needed)}")
+    variables = f"tickets=http://127.0.0.1:{server.port}{TICKETS}\njson='{JSON_TYPE}'\n"
+    command = ["bash", "-c", variables + script]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+
+
+def test_two_queue_workers_close_each_ticket_once(server, tmp_path):
+    """C2, L2, L3: the README's script, twice at the same moment over 60 tickets."""
+    for _ in range(60):
+        server.post()
+    script = QUEUE.partition("\n")[2].replace("after=0", "after=0&limit=7")
+    workers = [bash(script, server, tmp_path) for _ in range(2)]
+    output = "".join(worker.communicate(timeout=120)[0] for worker in workers)
+    closed = [int(line.split()[0]) for line in output.splitlines() if line.endswith(" 200")]
+    assert sorted(closed) == list(range(1, 61))
+    assert {line.split()[1] for line in output.splitlines()} <= {"200", "412"}
+    tickets = server.request("GET", f"{TICKETS}?status=closed").json
+    assert len(tickets) == 60
+    for ticket in tickets:
+        assert server.get(ticket["id"]).headers["ETag"] == '"2"'
+
+
 def test_the_driver_is_named_alike_everywhere():
     requirements = (ROOT / "tests" / "requirements.txt").read_text()
-    assert f".venv/bin/pip install '{PSYCOPG}'\n" in (ROOT / "README.md").read_text()
+    assert f".venv/bin/pip install '{PSYCOPG}'" in (ROOT / "README.md").read_text()
     assert f"{PSYCOPG}\n" in requirements
     assert "psycopg" not in (ROOT / "requirements.txt").read_text()

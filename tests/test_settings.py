@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT, TICKETS
+from tests.helpers import ROOT, TICKETS, start_line
 
 
 @pytest.fixture
@@ -16,31 +16,44 @@ def database_url(sqlite_url):
     return sqlite_url
 
 
-def start_line(first="", **environ):
-    """Make the application in a process of its own and return what it printed, having failed."""
-    command = [sys.executable, "-c", f"{first}import ticketsvc; ticketsvc.create_app()"]
-    process = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
-    assert process.returncode == 1
-    assert process.stdout == ""
-    return process.stderr
-
-
 @pytest.mark.parametrize(
     ("variable", "value", "advice"),
     [
-        ("DATABASE_URL", "oracle://x/y", "scheme must be"),
-        ("DATABASE_URL", "tickets.db", "scheme must be"),
-        ("DATABASE_URL", "sqlite://tickets.db", "three slashes"),
-        ("DATABASE_URL", "sqlite:///", "three slashes"),
-        ("DATABASE_URL", "sqlite:///:memory:", "three slashes"),
-        ("DATABASE_URL", "sqlite:////nowhere/at/all/tickets.db", "create it first"),
+        ("DATABASE_URL", "oracle://x/y", "must be sqlite:///tickets.db"),
+        ("DATABASE_URL", "tickets.db", "must be sqlite:///tickets.db"),
+        ("DATABASE_URL", "sqlite://tickets.db", "must be sqlite:///tickets.db"),
+        ("DATABASE_URL", "sqlite:///", "must be sqlite:///tickets.db"),
+        ("DATABASE_URL", "sqlite:///:memory:", "must be sqlite:///tickets.db"),
+        ("DATABASE_URL", "sqlite:////nowhere/at/all/tickets.db", "No such file or directory"),
         ("DATABASE_URL", "sqlite:////tmp", "cannot be used"),
-        ("DATABASE_URL", "sqlite:////tmp/x.db?colour=red", "cannot be used"),
+        ("DATABASE_URL", "sqlite:////tmp/x.db?colour=red", "must be sqlite:///tickets.db"),
         ("TICKETSVC_MISSING_STATUS", "410", "404 or 500"),
         ("TICKETSVC_MISSING_STATUS", "four", "404 or 500"),
         ("TICKETSVC_LOG_LEVEL", "loud", "debug, info, warning"),
         ("TICKETSVC_TOKENS", "a,,b", "single commas"),
         ("TICKETSVC_TOKENS", ",", "single commas"),
+        ("TICKETSVC_TOKENS", "", "single commas"),
+        ("TICKETSVC_TOKENS", "  ", "single commas"),
+        ("TICKETSVC_TOKENS", "\u2026", "single commas"),
+        ("TICKETSVC_TOKENS", "two words", "single commas"),
+        ("TICKETSVC_TOKENS", "alice:", "single commas"),
+        ("TICKETSVC_TOKENS", ":s3cret", "single commas"),
+        ("TICKETSVC_TOKENS", "al ice:s3cret", "single commas"),
+        ("TICKETSVC_TOKEN", "s3cret", "is not a setting"),
+        ("TICKETSVC_", "s3cret", "is not a setting"),
+        ("TICKETSVC_MISSING_STATUS", "", "404 or 500"),
+        ("TICKETSVC_LOG_LEVEL", "", "debug, info, warning"),
+        ("TICKETSVC_POOL_SIZE", "0", "1 to 99"),
+        ("TICKETSVC_POOL_SIZE", "many", "1 to 99"),
+        ("DATABASE_URL", "", "a URL"),
+        ("DATABASE_URL", "sqlite:tickets.db", "must be sqlite:///tickets.db"),
+        ("DATABASE_URL", "sqlite:///a#b.db", "must be sqlite:///tickets.db"),
+        ("DATABASE_URL", "postgres://user:pa/s3cret@host/db", "must be sqlite:///tickets.db"),
+        ("DATABASE_URL", "postgres://user:s3cret@host:port/db", "must be sqlite:///tickets.db"),
+        ("DATABASE_URL", "postgres://user:s3cret@host", "must be sqlite:///tickets.db"),
+        ("DATABASE_URL", "postgres://user:s3cret@[host/db", "must be sqlite:///tickets.db"),
+        ("WEB_CONCURRENCY", "0", "1 to 999"),
+        ("WEB_CONCURRENCY", "-1", "1 to 999"),
     ],
 )
 def test_a_bad_value_stops_the_start_with_one_line(variable, value, advice):
@@ -48,6 +61,7 @@ def test_a_bad_value_stops_the_start_with_one_line(variable, value, advice):
     assert line.startswith(f"{variable}")
     assert advice in line
     assert line.count("\n") == 1
+    assert "s3cret" not in line
 
 
 def test_a_file_that_is_no_database_stops_the_start(tmp_path):
@@ -63,7 +77,7 @@ def test_a_database_with_another_ticket_table_stops_the_start(tmp_path):
         connection.execute("CREATE TABLE ticket (seat TEXT, status TEXT)")
     connection.close()
     line = start_line(DATABASE_URL=f"sqlite:///{tmp_path}/other.db")
-    assert "no such column" in line
+    assert line.startswith("DATABASE_URL: cannot be used: ")
     assert line.count("\n") == 1
 
 
@@ -96,19 +110,6 @@ def test_the_default_is_a_file_in_the_current_folder(tmp_path):
     assert (tmp_path / "tickets.db").exists()
 
 
-def test_an_empty_value_is_none(tmp_path):
-    program = "import ticketsvc; print(ticketsvc.create_app().config['TOKENS'])"
-    environ = {
-        "PYTHONPATH": str(ROOT),
-        "DATABASE_URL": "",
-        "TICKETSVC_TOKENS": "",
-        "TICKETSVC_MISSING_STATUS": "",
-    }
-    command = [sys.executable, "-c", program]
-    process = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
-    assert process.stdout == "[]\n"
-
-
 # A network namespace of its own, so that nothing outside reaches the open port.
 NAMESPACE = ["unshare", "--map-root-user", "--net"]
 
@@ -125,7 +126,7 @@ NAMESPACE = ["unshare", "--map-root-user", "--net"]
 def test_an_open_service_is_warned_of_once(make_server, tmp_path, prefix, bind, tokens, warnings):
     if prefix and (not shutil.which("unshare") or subprocess.call([*prefix, "true"]) != 0):
         pytest.skip("needs unshare(1) and the right to make a network namespace")
-    server = make_server(TICKETSVC_TOKENS=tokens)
+    server = make_server(**({"TICKETSVC_TOKENS": tokens} if tokens else {}))
     server.start(wait=False, bind=bind.format(tmp_path=tmp_path), prefix=prefix)
     server.wait_for_log("Booting worker")
     server.stop()

@@ -1,15 +1,18 @@
 """Bytes on a socket of the started service: the contract's answer, as JSON, and a quiet log."""
 
+import contextlib
 import json
 import re
+import socket
 
 import pytest
 
-from tests.conftest import DESCRIPTION, TICKETS, Server
+from tests.helpers import DESCRIPTION, TICKETS, Server
 
 MIB = 1024 * 1024
 NOT_JSON = "Request body is not valid JSON"
-NOT_FOUND = "The requested URL was not found on the server. If you entered the URL manually"
+NOT_HTTP = "Request is not valid HTTP"
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
 UNSTORABLE = {"category": ["May not contain NUL or unpaired surrogates."]}
 
 
@@ -94,21 +97,42 @@ def test_a_strange_id_gets_the_answer_of_the_contract(service, ticket_id, status
 
 
 @pytest.mark.parametrize(
-    ("data", "status"),
+    ("data", "status", "sentence"),
     [
-        pytest.param(b"nonsense\r\n\r\n", 400, id="no-request-line"),
-        pytest.param(b"GET / HTTP/9.9\r\n\r\n", 400, id="version"),
-        pytest.param(b"GET / HTTP/1.1\r\nbad header\r\n\r\n", 400, id="header"),
-        pytest.param(b"GET / HTTP/1.1\r\nX: " + b"x" * 9000 + b"\r\n\r\n", 431, id="long-header"),
-        pytest.param(b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\n\r\n", 414, id="long-path"),
+        pytest.param(b"nonsense\r\n\r\n", 400, NOT_HTTP, id="no-request-line"),
+        pytest.param(b"GET / HTTP/9.9\r\n\r\n", 400, NOT_HTTP, id="version"),
+        pytest.param(GET + b"bad header\r\n\r\n", 400, NOT_HTTP, id="header"),
+        pytest.param(
+            GET + b"X: " + b"x" * 9000 + b"\r\n\r\n",
+            431,
+            "Request headers are too large",
+            id="long-header",
+        ),
+        pytest.param(
+            b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\n\r\n",
+            414,
+            "Request line is too long",
+            id="long-path",
+        ),
+        pytest.param(
+            GET + b"Expect: a-miracle\r\n\r\n", 417, "Expect must be 100-continue", id="expect"
+        ),
+        pytest.param(
+            GET + b"Transfer-Encoding: xchunked\r\n\r\n",
+            501,
+            "Transfer-Encoding must be chunked",
+            id="transfer-encoding",
+        ),
     ],
 )
-def test_what_gunicorn_refuses_itself_is_json_too(service, data, status):
+def test_what_gunicorn_refuses_itself_is_json_too(service, data, status, sentence):
     """N1, N2."""
     answered, headers, body = split(service.raw(data))
     assert answered == status
     assert headers["content-type"] == "application/json"
-    assert list(json.loads(body)) == ["error"]
+    assert (headers["connection"], headers["cache-control"]) == ("close", "no-cache")
+    assert re.fullmatch("[0-9a-f]{32}", headers["x-request-id"])
+    assert json.loads(body) == {"error": sentence}
     assert body.endswith(b"}\n")
 
 
@@ -138,6 +162,37 @@ def test_a_chunked_body_has_the_same_limit(service, size, status):
     chunks = [body[start : start + 0x8000] for start in range(0, size, 0x8000)]
     chunked = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in [*chunks, b""])
     assert split(service.raw(head + chunked))[0] == status
+
+
+def test_an_endless_chunked_body_is_refused_on_its_way(service):
+    """E1: as soon as it is past the limit, and the connection is drained for a bounded time."""
+    head = message("PATCH", f"{TICKETS}/1", b"", JSON_TYPE, CHUNKED)
+    received = b""
+    with socket.create_connection(("127.0.0.1", service.port), 10) as connection:
+        connection.sendall(head)
+        with contextlib.suppress(OSError):
+            for _ in range(1000):
+                connection.sendall(b"10000\r\n" + b" " * 65536 + b"\r\n")
+            raise AssertionError("64 MiB were taken")
+        with contextlib.suppress(OSError):
+            while data := connection.recv(65536):
+                received += data
+    assert received.startswith(b"HTTP/1.1 413 ") or not received
+    assert service.get(1).headers["ETag"] == '"1"'
+
+
+def test_a_length_over_the_limit_is_refused_without_a_byte_of_the_body(service):
+    """E1: from the headers alone."""
+    request = message("PATCH", f"{TICKETS}/1", b"", JSON_TYPE, f"Content-Length: {MIB + 1}")
+    assert statuses(service.raw(request, timeout=2)) == [413]
+
+
+def test_a_declared_length_with_no_byte_is_not_an_empty_body(service):
+    """E1, P3."""
+    request = message("PATCH", f"{TICKETS}/1", b"", JSON_TYPE, "Content-Length: 20")
+    received = service.raw(request, shutdown=True)
+    assert statuses(received) == [400]
+    assert b"shorter than its Content-Length" in received
 
 
 def test_a_body_cut_short_writes_nothing(service):
@@ -282,7 +337,7 @@ def test_no_other_origin_is_let_in(service, method):
 def guarded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("guarded")
     url = f"sqlite:///{folder}/tickets.db"
-    service = Server(folder, {"DATABASE_URL": url, "TICKETSVC_TOKENS": "s3cret,zw\u00f6lf"})
+    service = Server(folder, {"DATABASE_URL": url, "TICKETSVC_TOKENS": "s3cret"})
     yield service.start()
     assert "Traceback" not in service.log
     service.kill()
@@ -292,8 +347,6 @@ def guarded(tmp_path_factory):
     ("headers", "status"),
     [
         pytest.param([b"Authorization: Bearer s3cret"], 200, id="E2-good"),
-        pytest.param([b"Authorization: Bearer zw\xc3\xb6lf"], 200, id="E2-utf-8"),
-        pytest.param([b"Authorization: Bearer zw\xf6lf"], 401, id="E2-latin-1"),
         pytest.param([b"Authorization: Bearer \xff\xfe\x80"], 401, id="E2-no-text"),
         pytest.param([b"Authorization: Bearer s3cret"] * 2, 401, id="E2-twice"),
         pytest.param(

@@ -1,0 +1,162 @@
+"""The file of SQLite: deleted, replaced, full or failing to sync, nothing is lost or doubled."""
+
+import os
+import resource
+import shutil
+import sqlite3
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import TICKETS, lost, result, together
+
+GONE = "was deleted or replaced: put it back or restart"
+
+
+@pytest.fixture
+def database_url(sqlite_url):
+    """This is about SQLite."""
+    return sqlite_url
+
+
+def assert_unavailable(server):
+    """Nothing is answered with success, and the log says why."""
+    replies = together(8, lambda number: server.post())
+    replies += together(8, lambda number: server.patch(1, {"category": f"n {number}"}))
+    assert {reply.status for reply in replies} == {500}
+    assert server.get(1).status == 500
+    assert server.request("GET", "/api/health").status == 503
+    assert f"failed: {server.path} {GONE}" in server.log
+
+
+def move(server, target):
+    """Move the file with its log, as one that is not open."""
+    for suffix in ("", "-wal", "-shm"):
+        if os.path.exists(server.path + suffix):
+            os.rename(server.path + suffix, target + suffix)
+
+
+def test_a_deleted_file_is_missed_until_it_is_back(server, tmp_path):
+    """E4, H1: and no other file is made in its place."""
+    server.fill(8)
+    assert server.patch(1, {"category": "n 1"}).status == 200
+    move(server, f"{tmp_path}/aside.db")
+    assert_unavailable(server)
+    assert not os.path.exists(server.path)
+    move_back = f"{tmp_path}/aside.db"
+    for suffix in ("", "-wal", "-shm"):
+        if os.path.exists(move_back + suffix):
+            os.rename(move_back + suffix, server.path + suffix)
+    assert server.get(1).json["category"] == "n 1"
+    assert server.request("GET", "/api/health").status == 200
+    replies = together(8, lambda number: server.patch(number + 1, {"category": "n 2"}))
+    assert {reply.status for reply in replies} == {200}
+
+
+def test_a_deleted_file_is_made_anew_by_a_restart(server):
+    """E4."""
+    server.post()
+    for suffix in ("", "-wal", "-shm"):
+        Path(server.path + suffix).unlink(missing_ok=True)
+    assert_unavailable(server)
+    server.stop()
+    assert server.start().post().status == 201
+
+
+def test_a_file_replaced_under_load_takes_no_write(server, tmp_path):
+    """E4, H1: every acknowledged write is in the file that was there, and it may come back."""
+    server.fill(100)
+    backup, aside = f"{tmp_path}/backup.db", f"{tmp_path}/aside.db"
+    with sqlite3.connect(server.path) as connection:
+        connection.execute("VACUUM INTO ?", [backup])
+    connection.close()
+    load = server.load(16, 3, 100)
+    server.wait_for_answers()
+    move(server, aside)
+    os.rename(backup, server.path)
+    assert_unavailable(server)
+    found = result(load)
+    assert set(found["statuses"]) == {200, 500}
+    connection = sqlite3.connect(server.path)
+    assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    assert connection.execute("SELECT max(version) FROM ticket").fetchone() == (1,)
+    connection.close()
+    os.unlink(server.path)
+    for suffix in ("", "-wal", "-shm"):
+        if os.path.exists(aside + suffix):
+            shutil.move(aside + suffix, server.path + suffix)
+    rows = server.request("GET", f"{TICKETS}?limit=1000").json
+    assert not lost(found["acknowledged"], found["sent"], rows)
+    assert server.patch(1, {"category": "n 0"}).status == 200
+
+
+def test_a_restore_into_the_running_service_is_taken_up(server, tmp_path):
+    """E4: sqlite3's .restore writes into the same file."""
+    if not shutil.which("sqlite3"):
+        pytest.skip("needs sqlite3(1)")
+    server.post()
+    shell = ["sqlite3", server.path]
+    subprocess.run([*shell, f"VACUUM INTO '{tmp_path}/backup.db'"], check=True)
+    for number in range(20):
+        server.post()
+        assert server.patch(1, {"category": f"n {number}"}).status == 200
+        subprocess.run([*shell, f".restore {tmp_path}/backup.db"], check=True)
+        assert len(server.request("GET", TICKETS).json) == 1
+        assert server.get(1).headers["ETag"] == '"1"'
+        assert server.patch(1, {"category": "after"}).headers["ETag"] == '"2"'
+        assert len(server.request("GET", f"{TICKETS}/1/history").json) == 2
+
+
+def test_a_failing_sync_doubles_no_write(server, sql):
+    """E4: what was answered with 500 is there once or not at all."""
+    if not shutil.which("strace"):
+        pytest.skip("needs strace(1)")
+    server.post()
+    together(32, lambda number: server.get(1))
+    inject = ["strace", "-f", "-e", "trace=fdatasync,fsync"]
+    inject += ["-e", "inject=fdatasync,fsync:error=EIO"]
+    tracers = [
+        subprocess.Popen([*inject, "-o", "/dev/null", "-p", str(pid)], stderr=subprocess.PIPE)
+        for pid in server.workers()
+    ]
+    for tracer in tracers:
+        assert b"attached" in tracer.stderr.readline()
+    try:
+        replies = together(
+            64, lambda number: server.post({"user_description": f"n {number}"}, timeout=30)
+        )
+    finally:
+        for tracer in tracers:
+            tracer.terminate()
+            tracer.communicate()
+    assert {reply.status for reply in replies} == {500}
+    for _ in range(8):
+        assert server.post({"user_description": "later"}).status == 201
+    counts = sql("SELECT user_description, count(*) AS n FROM ticket GROUP BY 1")
+    counts = {row["user_description"]: row["n"] for row in counts}
+    assert counts.pop("later") == 8
+    assert all(count == 1 for count in counts.values()), counts
+    assert sql("PRAGMA integrity_check") == [{"integrity_check": "ok"}]
+
+
+def test_a_disk_that_fills_under_load_loses_nothing_acknowledged(server):
+    """E4, P10: a file-size limit stands for the end of the disk."""
+    server.fill(100)
+    together(32, lambda number: server.get(1))
+    limits = {pid: resource.prlimit(pid, resource.RLIMIT_FSIZE) for pid in server.workers()}
+    load = server.load(16, 3, 100)
+    server.wait_for_answers()
+    size = os.path.getsize(f"{server.path}-wal") + 400_000
+    for pid, (_, hard) in limits.items():
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, hard))
+    found = result(load)
+    for pid, limit in limits.items():
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
+    assert set(found["statuses"]) == {200, 500}
+    server.kill()
+    server.start()
+    rows = server.request("GET", f"{TICKETS}?limit=1000").json
+    assert not lost(found["acknowledged"], found["sent"], rows)
+    replies = together(16, lambda number: server.patch(number + 1, {"category": "n 0"}))
+    assert {reply.status for reply in replies} == {200}

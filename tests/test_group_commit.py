@@ -1,0 +1,104 @@
+"""Writes that wait at the same moment are committed together, and fail alone: E4, E7, P10."""
+
+import shutil
+import subprocess
+import threading
+
+import pytest
+
+from database import database
+from models import Ticket
+from tests.helpers import TICKETS, lost, result, together
+
+
+@pytest.fixture
+def database_url(sqlite_url):
+    """This is about SQLite."""
+    return sqlite_url
+
+
+def test_writes_that_wait_share_one_sync(make_server, holder, tmp_path):
+    """E7: twelve of them, while another program holds the lock."""
+    if not shutil.which("strace"):
+        pytest.skip("needs strace(1)")
+    server = make_server(WEB_CONCURRENCY="1").start().fill(12)
+    assert server.patch(1, {"category": "warm"}).status == 200
+    trace = tmp_path / "trace"
+    command = ["strace", "-f", "-e", "trace=fdatasync,fsync", "-o", trace]
+    tracer = subprocess.Popen([*command, "-p", str(server.workers()[0])], stderr=subprocess.PIPE)
+    assert b"attached" in tracer.stderr.readline()
+    holder.execute("BEGIN IMMEDIATE")
+    release = threading.Timer(1, holder.execute, ["ROLLBACK"])
+    release.start()
+    replies = together(12, lambda number: server.patch(number + 1, {"category": "x"}))
+    release.join()
+    tracer.terminate()
+    tracer.communicate()
+    assert {reply.status for reply in replies} == {200}
+    syncs = [line for line in trace.read_text().splitlines() if "sync(" in line]
+    assert 1 <= len(syncs) <= 4
+
+
+def test_a_load_of_many_clients_loses_nothing(server, full, sql):
+    """E4: 64 of them, every answer a 200."""
+    server.fill(1000)
+    found = result(server.load(64, 20 if full else 3))
+    assert set(found["statuses"]) == {200}
+    assert set(found["failures"].values()) == {0}
+    assert not lost(found["acknowledged"], found["sent"], sql("SELECT * FROM ticket"))
+
+
+def test_eight_workers_answer_every_write(make_server, sql):
+    """E4, E7: eight processes compete for the lock of the file."""
+    server = make_server(WEB_CONCURRENCY="8").start().fill(1000)
+    found = result(server.load(64, 3))
+    assert set(found["statuses"]) == {200}
+    assert not lost(found["acknowledged"], found["sent"], sql("SELECT * FROM ticket"))
+
+
+def test_every_answer_was_committed_before_it(server, sql):
+    """E4: another connection sees the row as soon as the answer is there."""
+    server.fill(16)
+
+    def write(number):
+        seen = []
+        for turn in range(20):
+            server.patch(number + 1, {"category": f"n {turn}"})
+            seen.append(server.request("GET", f"{TICKETS}/{number + 1}").json["category"])
+        return seen
+
+    for seen in together(8, write):
+        assert seen == [f"n {turn}" for turn in range(20)]
+    assert len(sql("SELECT * FROM ticket_version")) == 160
+
+
+def test_a_write_that_breaks_a_rule_takes_no_other_along(server, sql):
+    """P10: a rule that only the table knows; those committed together with it are not harmed."""
+    server.fill(16)
+    sql(
+        "CREATE TRIGGER unlucky BEFORE UPDATE ON ticket WHEN NEW.id = 13 "
+        "BEGIN SELECT RAISE(ABORT, 'unlucky'); END"
+    )
+    for _ in range(10):
+        replies = together(16, lambda number: server.patch(number + 1, {"category": "x"}))
+        assert [reply.status for reply in replies] == [200] * 12 + [500] + [200] * 3
+    assert server.log.count("failed: unlucky") == 10
+
+
+def test_a_write_that_cannot_be_bound_leaves_no_transaction_open(app, sql):
+    """E4: nothing that another thread was told is written may hang in it."""
+    ids = [Ticket.add({"user_description": "x"})["id"] for _ in range(16)]
+
+    def write(number):
+        if number % 4 == 0:
+            with pytest.raises(OverflowError):
+                database.write("UPDATE ticket SET version = ? RETURNING id", [2**64])
+        else:
+            assert Ticket.patch(ids[number], {"category": f"n {turn}"})
+        database.close()
+
+    for turn in range(50):
+        together(16, write)
+        rows = sql("SELECT category FROM ticket ORDER BY id")
+        expected = [None if number % 4 == 0 else f"n {turn}" for number in range(16)]
+        assert [row["category"] for row in rows] == expected

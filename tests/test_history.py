@@ -1,0 +1,252 @@
+"""The versions of a ticket: V1 to V4."""
+
+import pytest
+
+from tests.helpers import ROOT, TICKETS, assert_error, result, together
+
+FIELDS = ["version", "status", "category", "ai_suggested_response", "updated_at", "updated_by"]
+
+
+@pytest.fixture
+def url(ticket):
+    return f"{TICKETS}/{ticket['id']}"
+
+
+def versions(response):
+    return [each["version"] for each in response.json]
+
+
+def test_history_shows_every_version_newest_first(client, url, ticket):
+    """V1: down to the ticket as it was filed."""
+    first = client.patch(url, json={"category": "billing"}).json
+    second = client.patch(url, json={"status": "closed", "ai_suggested_response": "Done."}).json
+    response = client.get(f"{url}/history")
+    assert response.status_code == 200
+    assert [list(each) for each in response.json] == [FIELDS] * 3
+    tickets = zip((3, 2, 1), (second, first, ticket), strict=True)
+    expected = [{**each, "version": version, "updated_by": None} for version, each in tickets]
+    assert response.json == [{name: each[name] for name in FIELDS} for each in expected]
+    assert client.get(url).headers["ETag"] == '"3"'
+
+
+def test_history_of_a_new_ticket_is_its_present_version(client, url):
+    """V1."""
+    assert versions(client.get(f"{url}/history")) == [1]
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        pytest.param({"status": "open"}, {}, 400, id="V2-invalid"),
+        pytest.param({"status": "closed"}, {"If-Match": '"7"'}, 412, id="V2-If-Match"),
+        pytest.param({"status": "closed"}, {"If-None-Match": "*"}, 412, id="V2-If-None-Match"),
+    ],
+)
+def test_a_refused_patch_leaves_no_version(client, url, body, headers, status):
+    assert client.patch(url, json=body, headers=headers).status_code == status
+    assert versions(client.get(f"{url}/history")) == [1]
+
+
+def test_a_failed_patch_leaves_no_version(client, url, sql, on_sqlite):
+    """V2: the row and its version are one transaction."""
+    if on_sqlite:
+        sql(
+            "CREATE TRIGGER unlucky AFTER UPDATE ON ticket WHEN NEW.category = 'unlucky' "
+            "BEGIN SELECT RAISE(ABORT, 'unlucky'); END"
+        )
+    else:
+        sql("ALTER TABLE ticket ADD CHECK (category <> 'unlucky')")
+    assert client.patch(url, json={"category": "unlucky"}).status_code == 500
+    assert versions(client.get(f"{url}/history")) == [1]
+    assert client.patch(url, json={"category": "lucky"}).status_code == 200
+    assert versions(client.get(f"{url}/history")) == [2, 1]
+
+
+@pytest.mark.parametrize("column", ["category", "user_description", "ai_suggested_response"])
+def test_a_change_past_the_service_is_a_version(client, url, sql, column):
+    """V3: with the old values kept, the next version, the time and nobody's name."""
+    before = client.get(url)
+    sql(f"UPDATE ticket SET {column} = 'by hand'")
+    after = client.get(url)
+    assert after.headers["ETag"] == '"2"'
+    assert after.json == {
+        **before.json,
+        column: "by hand",
+        "updated_at": after.json["updated_at"],
+    }
+    assert after.json["updated_at"] > before.json["updated_at"]
+    history = client.get(f"{url}/history").json
+    assert [each["version"] for each in history] == [2, 1]
+    assert history[1]["category"] == before.json["category"]
+    assert client.patch(url, json={"status": "closed"}).headers["ETag"] == '"3"'
+
+
+def test_a_statement_that_sets_the_version_is_left_as_it_is(client, url, sql):
+    """V3: as the service's own, and those of a version of it that knows no history."""
+    sql("UPDATE ticket SET category = 'x', version = 7, updated_at = '2020-01-01T00:00:00.000Z'")
+    ticket = client.get(url)
+    assert ticket.headers["ETag"] == '"7"'
+    assert ticket.json["updated_at"] == "2020-01-01T00:00:00.000Z"
+    assert versions(client.get(f"{url}/history")) == [7, 1]
+
+
+def test_a_change_of_many_rows_keeps_each(client, url, sql):
+    """V3."""
+    client.post(TICKETS, json={"user_description": "x"})
+    sql("UPDATE ticket SET status = 'closed'")
+    for ticket_id in (1, 2):
+        assert versions(client.get(f"{TICKETS}/{ticket_id}/history")) == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("query", "pages"),
+    [
+        pytest.param("limit=3", [[7, 6, 5], [4, 3, 2], [1]], id="V4-limit"),
+        pytest.param("limit=7", [[7, 6, 5, 4, 3, 2, 1]], id="V4-one-page"),
+        pytest.param("limit=2&before=5", [[4, 3], [2, 1]], id="V4-before"),
+        pytest.param("before=8", [[7, 6, 5, 4, 3, 2, 1]], id="V4-before-next"),
+        pytest.param("before=1", [[]], id="V4-before-first"),
+    ],
+)
+def test_history_is_whole_when_followed(client, url, query, pages):
+    for number in range(6):
+        client.patch(url, json={"category": f"n {number}"})
+    found, following = [], f"{url}/history?{query}"
+    while following:
+        response = client.get(following)
+        found.append(versions(response))
+        following = response.headers.get("Link", "").partition(">")[0].removeprefix("<")
+    assert found == pages
+
+
+@pytest.mark.parametrize("ticket_id", [1, 99])
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        pytest.param("after=1", "after", id="V4-after"),
+        pytest.param("status=closed", "status", id="V4-status"),
+        pytest.param("limit=0", "limit", id="V4-limit"),
+        pytest.param("before=x", "before", id="V4-before"),
+        pytest.param("before=1&before=2", "before", id="V4-twice"),
+    ],
+)
+def test_history_names_a_bad_parameter(client, ticket, ticket_id, query, field):
+    """V4: also for an unknown ticket."""
+    response = client.get(f"{TICKETS}/{ticket_id}/history?{query}")
+    assert response.status_code == 400
+    assert list(response.json["fields"]) == [field]
+
+
+@pytest.mark.parametrize("ticket_id", ["99", "9" * 30])
+def test_history_of_an_unknown_ticket_is_a_404(client, ticket_id):
+    """V4, G1."""
+    assert_error(client.get(f"{TICKETS}/{ticket_id}/history"), 404, "Ticket not found")
+
+
+def test_a_page_of_the_history_reads_an_index_and_sorts_nothing(app, sql, on_sqlite):
+    """L4, V4."""
+    query = "SELECT * FROM ticket_version WHERE ticket_id = 1 AND version < 9 ORDER BY version DESC"
+    if on_sqlite:
+        plan = [row["detail"] for row in sql(f"EXPLAIN QUERY PLAN {query}")]
+        assert len(plan) == 1
+        assert "USING INDEX" in plan[0]
+    else:
+        sql("SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off")
+        plan = "".join(row["QUERY PLAN"] for row in sql(f"EXPLAIN {query}"))
+        assert "Index Scan Backward" in plan
+        assert "Sort" not in plan
+
+
+def test_concurrent_patches_leave_consecutive_versions(server):
+    """V2: 8 threads x 20 PATCHes of one ticket."""
+    ticket_id = server.post().json["id"]
+
+    def client(number):
+        connection = server.connect()
+        for turn in range(20):
+            reply = server.patch(ticket_id, {"category": f"{number} {turn}"}, connection=connection)
+            assert reply.status == 200
+        connection.close()
+
+    together(8, client)
+    reply = server.request("GET", f"{TICKETS}/{ticket_id}/history?limit=1000")
+    assert [each["version"] for each in reply.json] == list(range(161, 0, -1))
+
+
+def test_kills_lose_no_version_of_an_acknowledged_patch(server, full, sql):
+    """V2, E4: and none is there twice."""
+    server.fill(64)
+    for _ in range(20 if full else 3):
+        load = server.load(16, 2, 64)
+        server.wait_for_answers()
+        server.kill()
+        found = result(load)
+        server.start()
+        kept = sql(
+            "SELECT ticket_id, version, category FROM ticket_version "
+            "UNION ALL SELECT id, version, category FROM ticket ORDER BY 1, 2"
+        )
+        categories, versions = {}, {}
+        for each in kept:
+            categories.setdefault(each["ticket_id"], []).append(each["category"])
+            versions.setdefault(each["ticket_id"], []).append(each["version"])
+        assert all(each == list(range(1, len(each) + 1)) for each in versions.values())
+        assert found["acknowledged"]
+        # A load sends n 1, n 2, … to each ticket, so that all up to the last one are there.
+        for ticket_id, number in found["acknowledged"].items():
+            expected = [f"n {n}" for n in range(1, number + 1)]
+            begun = len(categories[ticket_id]) - categories[ticket_id][::-1].index("n 1") - 1
+            assert categories[ticket_id][begun : begun + number] == expected
+
+
+class TestNames:
+    """E2, V1: with named tokens."""
+
+    @pytest.fixture
+    def settings(self):
+        return {"TICKETSVC_TOKENS": "alice:s3cret, bob:pa55, nameless"}
+
+    def test_history_says_who_wrote_a_version(self, client, sql):
+        """E2: and the body of the ticket does not."""
+        alice, bob, nameless = (
+            {"Authorization": f"Bearer {token}"} for token in ("s3cret", "pa55", "nameless")
+        )
+        client.post(TICKETS, json={"user_description": "x"}, headers=alice)
+        for headers in (bob, nameless, alice):
+            ticket = client.patch(f"{TICKETS}/1", json={"status": "closed"}, headers=headers).json
+        assert "updated_by" not in ticket
+        sql("UPDATE ticket SET category = 'by hand'")
+        history = client.get(f"{TICKETS}/1/history", headers=bob).json
+        assert [each["updated_by"] for each in history] == [None, "alice", None, "bob", "alice"]
+
+
+class TestStatements:
+    """The statements about the history that the README shows, in the words of SQLite."""
+
+    @pytest.fixture
+    def database_url(self, sqlite_url):
+        return sqlite_url
+
+    @pytest.fixture
+    def statements(self):
+        """The two statements about the history that the README shows."""
+        block = (ROOT / "README.md").read_text().partition("```sql\n")[2].partition("```")[0]
+        return block.splitlines()
+
+    def test_the_query_of_the_readme_counts_overridden_categories(self, client, sql, statements):
+        """V1: of tickets that were and were not written to; null is a category too."""
+        for category in ("bug", "bug", "bug", None, None):
+            client.post(TICKETS, json={"user_description": "x", "category": category})
+        client.patch(f"{TICKETS}/1", json={"category": "billing"})
+        client.patch(f"{TICKETS}/2", json={"status": "closed"})
+        client.patch(f"{TICKETS}/4", json={"category": "bug"})
+        found = {tuple(row.values()) for row in sql(statements[0])}
+        assert found == {("bug", 3, 1), (None, 2, 1)}
+
+    def test_the_statement_of_the_readme_deletes_old_versions(self, client, url, sql, statements):
+        """V1: and leaves the ticket as it was filed."""
+        for number in range(4):
+            client.patch(url, json={"category": f"n {number}"})
+        sql("UPDATE ticket_version SET updated_at = '2020-01-01T00:00:00.000Z' WHERE version < 4")
+        sql(statements[1])
+        assert versions(client.get(f"{url}/history")) == [5, 4, 1]

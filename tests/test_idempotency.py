@@ -1,0 +1,139 @@
+"""Retries of a POST: O5."""
+
+import pytest
+
+from tests.helpers import TICKETS, assert_error, together
+
+BODY = {"user_description": "x", "confidence_score": 0.5}
+OTHER = "Idempotency-Key was used for another ticket"
+BAD_KEY = "Idempotency-Key must be 1 to 255 visible ASCII characters, sent once"
+
+
+def post(client, key, body=BODY, **options):
+    return client.post(TICKETS, json=body, headers={"Idempotency-Key": key}, **options)
+
+
+@pytest.mark.parametrize("key", ["a", "k" * 255, '!"#$%&,;:<=>?@[]^_`{|}~', "import-7/3"])
+def test_the_second_request_with_a_key_answers_the_same_ticket(client, key):
+    """O5."""
+    first, second = post(client, key), post(client, key)
+    assert (first.status_code, second.status_code) == (201, 200)
+    assert first.json == second.json
+    assert first.headers["Location"] == second.headers["Location"]
+    assert first.headers["ETag"] == second.headers["ETag"]
+    assert len(client.get(TICKETS).json) == 1
+
+
+def test_a_retry_answers_the_ticket_as_it_is_now(client):
+    """O5."""
+    post(client, "k")
+    patched = client.patch(f"{TICKETS}/1", json={"status": "closed"})
+    again = post(client, "k")
+    assert (again.status_code, again.json) == (200, patched.json)
+    assert again.headers["ETag"] == patched.headers["ETag"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        pytest.param({**BODY, "category": "other"}, 200, id="O5-category"),
+        pytest.param({**BODY, "user_description": "y"}, 422, id="O5-description"),
+        pytest.param({**BODY, "confidence_score": 0.6}, 422, id="O5-confidence"),
+        pytest.param({**BODY, "confidence_score": None}, 422, id="O5-null"),
+        pytest.param({"user_description": "x"}, 422, id="O5-missing"),
+    ],
+)
+def test_a_key_belongs_to_one_description_and_confidence(client, body, status):
+    post(client, "k")
+    response = post(client, "k", body)
+    assert response.status_code == status
+    if status == 422:
+        assert_error(response, 422, OTHER)
+    assert len(client.get(TICKETS).json) == 1
+
+
+def test_null_and_no_confidence_are_the_same(client):
+    """O5."""
+    post(client, "k", {"user_description": "x"})
+    body = {"user_description": "x", "confidence_score": None}
+    assert post(client, "k", body).status_code == 200
+
+
+@pytest.mark.parametrize("key", ["", " ", "k" * 256, "a b", "a\tb", "\xe9", "\x7f"])
+def test_a_bad_key_is_named(client, key):
+    """O5."""
+    assert_error(post(client, key), 400, BAD_KEY)
+    assert client.get(TICKETS).json == []
+
+
+def test_the_media_type_comes_before_the_key(client):
+    """O5, E3."""
+    headers = {"Idempotency-Key": "a b"}
+    response = client.post(TICKETS, data="x", content_type="text/plain", headers=headers)
+    assert response.status_code == 415
+
+
+def test_a_refused_request_leaves_its_key_unused(client):
+    """O5."""
+    assert post(client, "k", {"category": "x"}).status_code == 400
+    assert post(client, "k").status_code == 201
+
+
+def test_requests_without_a_key_are_all_filed(client):
+    """O5: null is no key."""
+    for _ in range(3):
+        assert client.post(TICKETS, json=BODY).status_code == 201
+    assert len(client.get(TICKETS).json) == 3
+
+
+def test_sixteen_at_once_file_one_ticket(make_server):
+    """O5: through two services on one database."""
+    servers = [make_server().start(), make_server().start()]
+    for turn in range(5):
+        replies = together(
+            16,
+            lambda number, turn=turn: servers[number % 2].post(
+                BODY, headers={"Idempotency-Key": f"k {turn}".replace(" ", "-")}
+            ),
+        )
+        assert sorted(reply.status for reply in replies) == [200] * 15 + [201]
+        assert len({reply.headers["Location"] for reply in replies}) == 1
+    assert len(servers[0].request("GET", TICKETS).json) == 5
+
+
+def test_a_key_sent_twice_is_refused(server):
+    """O5: WSGI joins both with a comma, which one key may hold."""
+    connection = server.connect()
+    connection.putrequest("POST", TICKETS)
+    body = b'{"user_description": "x"}'
+    for name, value in [
+        ("Content-Type", "application/json"),
+        ("Content-Length", str(len(body))),
+        ("Idempotency-Key", "k"),
+        ("Idempotency-Key", "k"),
+    ]:
+        connection.putheader(name, value)
+    connection.endheaders(body)
+    response = connection.getresponse()
+    assert (response.status, response.read().decode()) == (400, f'{{"error": "{BAD_KEY}"}}\n')
+    connection.close()
+
+
+class TestTokens:
+    """E2: keys are the same for all tokens."""
+
+    @pytest.fixture
+    def settings(self):
+        return {"TICKETSVC_TOKENS": "one,two"}
+
+    def test_a_key_is_the_same_for_all_tokens(self, client):
+        """O5."""
+        statuses = [
+            client.post(
+                TICKETS,
+                json=BODY,
+                headers={"Idempotency-Key": "k", "Authorization": f"Bearer {token}"},
+            ).status_code
+            for token in ("one", "two")
+        ]
+        assert statuses == [201, 200]

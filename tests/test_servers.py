@@ -1,0 +1,123 @@
+"""The application runs under other servers than the Procfile's: it needs WSGI and nothing else."""
+
+import contextlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import DESCRIPTION, ROOT, TICKETS, Server
+
+# The commands as they are typed in the repository's root, with the virtual environment active.
+FLASK = "flask --app ticketsvc run --port {port}"
+GUNICORN = 'python -m gunicorn "ticketsvc:create_app()" --bind 127.0.0.1:{port}'
+WSGIREF = """python -c '
+import sys
+sys.modules["gunicorn"] = None
+import ticketsvc
+from wsgiref.simple_server import make_server
+make_server("127.0.0.1", {port}, ticketsvc.create_app()).serve_forever()
+'"""
+JSON_TYPE = {"Content-Type": "application/json"}
+
+
+class Other(Server):
+    """The application under a command of its own."""
+
+    def start(self, command):
+        """Run the command; wait until it answers."""
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                shlex.split(command.format(port=self.port)),
+                cwd=ROOT,
+                env={"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **self.environ},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and self.process.poll() is None:
+            with contextlib.suppress(OSError):
+                if self.request("GET", "/api/health", timeout=2).status == 200:
+                    return self
+            time.sleep(0.02)
+        raise AssertionError(f"{command} does not answer:\n{self.log}")
+
+
+@pytest.fixture
+def database_url(sqlite_url):
+    """This is about what stands before the application."""
+    return sqlite_url
+
+
+@pytest.fixture
+def start(tmp_path, database_url):
+    """Return a function that starts the application by a command; it is ended after the test."""
+    other = Other(tmp_path, {"DATABASE_URL": database_url})
+    yield other.start
+    if other.process is not None:
+        other.kill()
+        print(other.log[-10_000:])  # Shown where the test has failed.
+
+
+def assert_serves(server):
+    """File, change and read a ticket, and miss a path: N1, N5, O2, P2, C2, G1."""
+    filed = server.post({"user_description": DESCRIPTION, "confidence_score": 0.9})
+    assert (filed.status, filed.headers["Location"]) == (201, f"{TICKETS}/1")
+    assert filed.json["status"] == "ai_resolved"
+    tag = {"If-Match": filed.headers["ETag"]}
+    written = server.patch(1, {"status": "closed"}, headers=tag, timeout=2)
+    assert (written.status, written.headers["ETag"]) == (200, '"2"')
+    assert written.json["status"] == "closed"
+    assert server.patch(1, {"status": "closed"}, headers=tag).status == 412
+    read = server.get(1)
+    assert (read.status, read.json) == (200, written.json)
+    missed = server.request("GET", "/nowhere")
+    assert (missed.status, missed.body) == (404, b'{"error": "No such path"}\n')
+    for reply in (filed, written, read, missed):
+        assert reply.headers["Content-Type"] == "application/json"
+        assert len(reply.headers.get_all("Date")) == 1
+    assert "Traceback" not in server.log
+
+
+def chunks(body):
+    """Give the body in pieces, which has http.client send it chunked."""
+    text = json.dumps(body).encode()
+    yield from (text[:5], text[5:])
+
+
+def test_serve_under_flask_run(start):
+    """E1: a client that keeps its end open waits for nothing."""
+    assert_serves(start(FLASK))
+
+
+@pytest.mark.parametrize("command", [FLASK, GUNICORN], ids=["flask", "gunicorn"])
+def test_read_a_chunked_body(start, command):
+    """E1: which ends with its last chunk, and has the limit of any other."""
+    server = start(command)
+    server.post()
+    written = server.patch(1, chunks({"status": "closed"}), headers=JSON_TYPE, timeout=2)
+    assert (written.status, written.json["status"]) == (200, "closed")
+    large = chunks({"category": "x" * 2**20})
+    assert server.patch(1, large, headers=JSON_TYPE).status == 413
+
+
+def test_serve_under_python_m_gunicorn(start):
+    """N1: with gunicorn.conf.py, which is found in the folder that it is started from."""
+    server = start(GUNICORN)
+    assert_serves(server)
+    assert server.raw(b"nonsense\r\n\r\n").endswith(b'{"error": "Request is not valid HTTP"}\n')
+    assert server.stop() == 0
+
+
+def test_serve_under_the_standard_library(start):
+    """N1: where gunicorn is not installed.
+
+    It is here: that it cannot be imported is the one thing that is pretended.
+    """
+    assert_serves(start(WSGIREF))

@@ -1,0 +1,215 @@
+"""Clients that connect and fall silent do not keep others waiting."""
+
+import contextlib
+import os
+import resource
+import socket
+import time
+
+import pytest
+
+from tests.helpers import TICKETS, together
+
+SLOW = 150  # Two workers have 128 threads.
+HALVES = {
+    "silent": b"",
+    "half-a-header": f"PATCH {TICKETS}/1 HTTP/1.1\r\nHost: loc".encode(),
+    "half-a-body": (
+        f"PATCH {TICKETS}/1 HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        'Content-Length: 100\r\n\r\n{"status": '
+    ).encode(),
+}
+
+
+@pytest.fixture
+def database_url(sqlite_url):
+    """This is about SQLite."""
+    return sqlite_url
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["once", "again-and-again"])
+@pytest.mark.parametrize("sent", HALVES.values(), ids=HALVES)
+def test_others_are_served_beside_slow_clients(server, sent, again):
+    """E9: more of them than there are threads."""
+    server.fill(1)
+    with contextlib.ExitStack() as stack:
+
+        def connect():
+            connection = socket.create_connection(("127.0.0.1", server.port), 5)
+            connection.sendall(sent)
+            connection.setblocking(False)
+            return stack.enter_context(connection)
+
+        slow_clients = [connect() for _ in range(SLOW)]
+        for _ in range(8):
+            assert server.patch(1, {"status": "closed"}, timeout=20).status == 200
+            if again:
+                slow_clients = [connect() if ended(each) else each for each in slow_clients]
+    assert "Traceback" not in server.log
+
+
+def ended(connection):
+    """Whether the server has closed the connection."""
+    try:
+        while connection.recv(4096):
+            pass
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def test_half_a_body_is_a_408(server):
+    """N2: a client that still listens learns why."""
+    server.fill(1)
+    received = server.raw(HALVES["half-a-body"], timeout=6)
+    assert received.startswith(b"HTTP/1.1 408 ")
+    assert received.endswith(b'{"error": "Request body did not arrive in time"}\n')
+
+
+def test_a_client_that_goes_away_leaves_no_traceback(server):
+    server.fill(1)
+    for half in HALVES.values():
+        for _ in range(5):
+            with socket.create_connection(("127.0.0.1", server.port), 5) as connection:
+                connection.sendall(half)
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", server.port), 5) as connection:
+            # A reset in place of an orderly end.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            connection.sendall(HALVES["half-a-body"])
+    time.sleep(3)
+    assert server.get(1).status == 200
+    assert "Traceback" not in server.log
+
+
+def test_a_client_that_does_not_read_is_cut_off(server):
+    """It asks for more than all buffers of the way hold, and takes none of it."""
+    ticket = {"user_description": "x" * 10_000, "ai_suggested_response": "y" * 40_000}
+    for _ in range(400):
+        server.post(ticket)
+    with socket.create_connection(("127.0.0.1", server.port), 5) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.sendall(f"GET {TICKETS}?limit=1000 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        server.wait_for_log("Socket error processing request.", timeout=20)
+    assert server.get(1).status == 200
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("kind", ["head", "body"])
+def test_a_client_that_trickles_is_cut_off(server, kind):
+    """E9: ten seconds for the whole of a request, however many bytes come."""
+    server.fill(1)
+    text = HALVES["half-a-header"] if kind == "head" else HALVES["half-a-body"]
+    received, started = b"", time.monotonic()
+    with socket.create_connection(("127.0.0.1", server.port), 5) as connection:
+        connection.sendall(text)
+        connection.settimeout(1)
+        while time.monotonic() < started + 30:
+            with contextlib.suppress(OSError):
+                connection.sendall(b" " if kind == "body" else b"x")
+            try:
+                data = connection.recv(4096)
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+            if not data:
+                break
+            received += data
+        else:
+            raise AssertionError("it was not cut off")
+    assert received.startswith(b"HTTP/1.1 408 " if kind == "body" else b"")
+    assert kind == "body" or not received
+    assert server.get(1).status == 200
+    assert "Traceback" not in server.log
+
+
+def test_half_a_body_on_a_unix_socket_is_a_408(make_server, tmp_path):
+    """E9."""
+    server = make_server()
+    server.start(wait=False, bind=f"unix:{tmp_path}/socket")
+    server.wait_for_log("Booting worker")
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(10)
+        connection.connect(f"{tmp_path}/socket")
+        connection.sendall(HALVES["half-a-body"])
+        received = b""
+        while data := connection.recv(4096):
+            received += data
+    assert received.startswith(b"HTTP/1.1 408 ")
+    assert received.endswith(b'{"error": "Request body did not arrive in time"}\n')
+    server.wait_for_log(f"PATCH {TICKETS}/1 408")
+
+
+def test_the_soft_limit_of_descriptors_is_raised(server):
+    """E9: a connection needs one, and the usual soft limit is 1,024."""
+    for pid in server.workers():
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        assert soft == hard
+
+
+def test_a_worker_without_descriptors_survives(make_server):
+    """E9: it goes on when there are some again."""
+    server = make_server(WEB_CONCURRENCY="1").start()
+    server.fill(1)
+    (worker,) = server.workers()
+    limits = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+    used = len(os.listdir(f"/proc/{worker}/fd"))
+    resource.prlimit(worker, resource.RLIMIT_NOFILE, (used + 20, limits[1]))
+    with contextlib.ExitStack() as stack:
+        for _ in range(60):
+            address = ("127.0.0.1", server.port)
+            stack.enter_context(socket.create_connection(address, 5))
+        server.wait_for_log("No room for a connection")
+    resource.prlimit(worker, resource.RLIMIT_NOFILE, limits)
+    assert server.get(1, timeout=20).status == 200
+    assert server.workers() == [worker]
+    assert "Traceback" not in server.log
+
+
+def test_a_worker_that_cannot_start_a_thread_survives(make_server):
+    """E9: a limit of the address space keeps stacks from being made."""
+    server = make_server(WEB_CONCURRENCY="1").start()
+    server.fill(64)
+    (worker,) = server.workers()
+    limits = resource.prlimit(worker, resource.RLIMIT_AS)
+    with open(f"/proc/{worker}/statm") as statm:
+        size = int(statm.read().split()[0]) * resource.getpagesize()
+    resource.prlimit(worker, resource.RLIMIT_AS, (size + 4 * 2**20, limits[1]))
+    with contextlib.ExitStack() as stack:
+        for _ in range(40):
+            connection = socket.create_connection(("127.0.0.1", server.port), 5)
+            stack.enter_context(connection).sendall(HALVES["half-a-body"])
+        server.wait_for_log("No room for a connection")
+    resource.prlimit(worker, resource.RLIMIT_AS, limits)
+    replies = together(64, lambda n: server.patch(n + 1, {"status": "closed"}, timeout=20))
+    assert {reply.status for reply in replies} == {200}
+    assert server.workers() == [worker]
+
+
+@pytest.mark.parametrize("status", [401, 413])
+def test_an_answer_before_the_body_arrives_whole(make_server, status):
+    """E1, E2: the connection is drained before it is closed, else it is reset."""
+    settings = {"TICKETSVC_TOKENS": "s3cret"} if status == 401 else {}
+    server = make_server(**settings).start()
+    head = (
+        f"PATCH {TICKETS}/1 HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {3 * 2**19}\r\n\r\n"
+    ).encode()
+
+    def upload(number):
+        with socket.create_connection(("127.0.0.1", server.port), 10) as connection:
+            connection.sendall(head)
+            for _ in range(3 * 2**19 // 65536):
+                connection.sendall(b" " * 65536)  # Raises where the connection was reset.
+                time.sleep(0.002)
+            received = b""
+            while data := connection.recv(65536):
+                received += data
+            return received
+
+    for received in together(16, upload):
+        assert received.startswith(f"HTTP/1.1 {status} ".encode())
+        assert received.endswith(b"}\n")
