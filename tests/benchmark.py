@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":  # What serves as the limit has nothing of the service in memory.
     sys.path.insert(0, str(ROOT))
-    from tests.conftest import POSTGRESQL, connect, free_port
+    from tests.helpers import POSTGRESQL, connect, free_port
 
 WORKERS = 2
 CLIENTS = (1, 16, 64)
@@ -151,11 +151,21 @@ class Service:
     def fill(self, count):
         """Make the table hold `count` tickets."""
         self.run("DELETE FROM ticket")
+        self.run("DELETE FROM ticket_version")
         self.run(
             f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count}) "
             "INSERT INTO ticket (id, user_description, status) SELECT i, 'It does not work, case ' "
             "|| i, CASE i - i / 3 * 3 WHEN 0 THEN 'closed' ELSE 'pending_agent' END FROM n"
         )
+
+    def age(self, count):
+        """Give the first ticket `count` old versions."""
+        self.run(
+            f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count}) "
+            "INSERT INTO ticket_version (ticket_id, version, status, category, updated_at) "
+            "SELECT 1, i, 'closed', 'n ' || i, '2026-11-24T00:00:00.000Z' FROM n"
+        )
+        self.run(f"UPDATE ticket SET status = 'closed', version = {count + 1} WHERE id = 1")
 
     def values(self):
         """Return the number that each of the first tickets holds, by id."""
@@ -231,41 +241,52 @@ def compare(services, rounds, seconds, folder):
     return figures
 
 
-def pages(service, count):
-    """Return the median milliseconds of the first and last pages, with and without a status."""
-    queries = {
-        "first": "limit=100",
-        "last": "limit=100&before=101",
-        "first, closed": "limit=100&status=closed",
-        "last, closed": "limit=100&status=closed&before=301",
-    }
-    times = {name: [] for name in queries}
-    for _ in range(60):
-        for name, query in queries.items():
-            started = time.perf_counter()
-            service.get(f"/api/v1/tickets?{query}")
-            times[name].append((time.perf_counter() - started) * 1000)
-    return {name: statistics.median(each) for name, each in times.items()}
+PAGES = {
+    "first": "tickets?limit=100",
+    "last": "tickets?limit=100&before=101",
+    "first, closed": "tickets?limit=100&status=closed",
+    "last, closed": "tickets?limit=100&status=closed&before=301",
+    "first, oldest": "tickets?limit=100&after=0",
+    "history": "tickets/1/history?limit=100",
+    "last of history": "tickets/1/history?limit=100&before=101",
+}
 
 
 def sizes(make, rounds, seconds, folder):
-    """Compare 1,000 tickets with 1,000,000: PATCHes of 16 clients, and pages of the list."""
-    small, large = make("1,000 tickets"), make("1,000,000 tickets")
-    for service, count in ((small, TICKETS), (large, 1_000_000)):
+    """Compare 1,000 tickets, and versions of one of them, with 1,000,000."""
+    services = {1000: make("1,000"), 1_000_000: make("1,000,000")}
+    for count, service in services.items():
         service.start()
         service.fill(count)
-    found = {small.name: [], large.name: []}
+        service.age(count)
+    found = {service.name: [] for service in services.values()}
     for number in range(rounds):
-        for service in (small, large):
+        for service in services.values():
             found[service.name].append(drive(service, 16, seconds, folder))
             progress(f"round {number + 1} of {rounds}, {service.name}")
-    figures = {
-        service.name: {**medians(found[service.name]), "pages": pages(service, count)}
-        for service, count in ((small, TICKETS), (large, 1_000_000))
-    }
-    small.stop()
-    large.stop()
+    figures = {name: {**medians(each), "pages": {}} for name, each in found.items()}
+    for name, query in PAGES.items():
+        times = {service.name: [] for service in services.values()}
+        for _ in range(60):
+            for service in services.values():
+                started = time.perf_counter()
+                service.get(f"/api/v1/{query}")
+                times[service.name].append((time.perf_counter() - started) * 1000)
+        for service, each in times.items():
+            figures[service]["pages"][name] = statistics.median(each)
+    for service in services.values():
+        service.stop()
     return figures
+
+
+def growth(service):
+    """Return how many bytes of the file there are for each version that was kept."""
+    service.run("PRAGMA wal_checkpoint(TRUNCATE)")
+    [[pages, page_size, free]] = service.run(
+        "SELECT * FROM pragma_page_count, pragma_page_size, pragma_freelist_count"
+    )
+    [[versions]] = service.run("SELECT count(*) FROM ticket_version")
+    return (pages - free) * page_size / versions
 
 
 def main():
@@ -289,6 +310,7 @@ def main():
         with contextlib.closing(sqlite3.connect(service.file)) as connection:
             connection.execute("VACUUM INTO ?", [str(bare.file)])
         with contextlib.closing(sqlite3.connect(bare.file)) as connection:
+            connection.execute("DROP TRIGGER ticket_version_kept")
             connection.execute("PRAGMA journal_mode = wal")
         bare.start()
         try:
@@ -300,6 +322,7 @@ def main():
             figures = {
                 "first answer": first_answer,
                 "clients": compare(services, arguments.rounds, arguments.seconds, folder),
+                "growth": growth(service),
             }
         finally:
             for each in services:
@@ -328,7 +351,8 @@ def report(figures):
         (small, f), (large, g) = figures["sizes"].items()
         print(f"{large} / {small}: PATCH/s {g['throughput'] / f['throughput']:.2f}, ", end="")
         print(f"CPU {g['cpu'] / f['cpu']:.2f}, page ", end="")
-        print(", ".join(f"{n} {g['pages'][n] / f['pages'][n]:.2f}" for n in f["pages"]))
+        print("; ".join(f"{n} {g['pages'][n] / f['pages'][n]:.2f}" for n in f["pages"]))
+    print(f"{figures['growth']:.0f} bytes of the file for each version kept")
 
 
 if __name__ == "__main__":
