@@ -52,8 +52,7 @@ class Dialect(peewee.ColumnBase):
         self.sqlite, self.postgresql = sqlite, postgresql
 
     def __sql__(self, ctx):
-        on_sqlite = isinstance(database.obj, peewee.SqliteDatabase)
-        return ctx.literal(self.sqlite if on_sqlite else self.postgresql)
+        return ctx.literal(self.sqlite if database.param == "?" else self.postgresql)
 
 
 # Timestamps are text in both. 'now' is one instant for a whole statement of SQLite
@@ -254,8 +253,10 @@ class PooledDatabase(peewee.PostgresqlDatabase):
         with self.connection_context(), self.atomic():
             if self.execute_sql("SHOW server_encoding").fetchone() != ("UTF8",):
                 raise ValueError("its encoding must be UTF8")
-            # CREATE … IF NOT EXISTS fails where another is just being committed.
-            self.execute_sql("SELECT pg_advisory_xact_lock(8237462837)")
+            # CREATE … IF NOT EXISTS fails where another is just being committed, and an index of a
+            # large table takes time. But who waits for a table keeps all others from it.
+            self.execute_sql("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
+            self.execute_sql("SELECT pg_advisory_xact_lock(8237); SET LOCAL lock_timeout = '1s'")
             create()
 
     def read(self, query):

@@ -82,12 +82,11 @@ class Ticket(Model):
 
         None is returned, and nothing inserted, where there is a ticket with this idempotency key.
         """
-        confidence = values.get("confidence_score")
-        sure = confidence is not None and confidence >= CONFIDENCE_THRESHOLD
-        status = "ai_resolved" if sure else "pending_agent"
+        confidence = values.get("confidence_score") or 0
+        status = "ai_resolved" if confidence >= CONFIDENCE_THRESHOLD else "pending_agent"
         query = cls.insert(**values, status=status, updated_by=caller, idempotency_key=key)
         query = query.on_conflict(action="NOTHING", conflict_target=[cls.idempotency_key])
-        return _first(database.write(*query.returning(SQL("*")).sql()))
+        return _first(database.write(*query.returning(*cls._meta.sorted_fields).sql()))
 
     @classmethod
     def find(cls, ticket_id):
@@ -175,7 +174,7 @@ def _patch_sql(dialect, columns, match_count, none_match_count):
         condition &= Ticket.version.not_in([0] * none_match_count)
     changes = dict.fromkeys(columns, "")
     query = Ticket.update(**changes, updated_at=NOW, version=SQL("version + 1"))
-    return query.where(condition).returning(SQL("*")).sql()[0]
+    return query.where(condition).returning(*Ticket._meta.sorted_fields).sql()[0]
 
 
 def prepare(url, pool_size):
@@ -185,13 +184,15 @@ def prepare(url, pool_size):
 
 def _create():
     """Create what is missing in a new database, or in one of an older version."""
-    if database.table_exists("ticket"):
-        present = {column.name for column in database.get_columns("ticket")}
-        missing = [field for field in Ticket._meta.sorted_fields if field.name not in present]
-        migrator = SchemaMigrator.from_database(database)
-        migrate(*(migrator.add_column("ticket", field.name, field) for field in missing))
-    strict = getattr(database.obj, "strict_tables", False)
-    Ticket._meta.strict_tables = TicketVersion._meta.strict_tables = strict
-    database.create_tables([Ticket, TicketVersion])
-    kept = TicketVersion._meta.sorted_field_names[2:]
-    keep_versions("ticket", "ticket_version", kept, WATCHED)
+    migrator = SchemaMigrator.from_database(database)
+    for meta in (Ticket._meta, TicketVersion._meta):
+        table, meta.strict_tables = meta.table_name, getattr(database.obj, "strict_tables", False)
+        if database.table_exists(table):
+            present = {column.name for column in database.get_columns(table)}
+            missing = [field for field in meta.sorted_fields if field.name not in present]
+            migrate(*(migrator.add_column(table, field.name, field) for field in missing))
+        # PostgreSQL's CREATE INDEX IF NOT EXISTS waits for whoever writes to the table.
+        indexes = {index.name for index in database.get_indexes(table)}
+        if not {index._name for index in meta.fields_to_index()} <= indexes:
+            database.create_tables([meta.model])
+    keep_versions("ticket", "ticket_version", TicketVersion._meta.sorted_field_names[2:], WATCHED)

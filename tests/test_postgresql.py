@@ -362,3 +362,18 @@ def test_a_database_that_cannot_be_used_stops_the_start(postgresql_url, change, 
     assert line.count("\n") == 1
     assert "p%40ss" not in line
     assert "p@ss" not in line
+
+
+def test_a_start_waits_for_one_that_takes_long(make_server):
+    """As the first index of a large table does."""
+    with held("SELECT pg_advisory_xact_lock(8237)"):
+        server = make_server(WEB_CONCURRENCY="1").start(wait=False)
+        time.sleep(3)
+    server.wait()
+
+
+def test_a_restart_does_not_wait_for_an_open_transaction(make_server):
+    server = make_server(WEB_CONCURRENCY="1").start().fill(1)
+    server.stop()
+    with held("UPDATE ticket SET category = 'x' WHERE id = 1"):
+        assert server.start().get(1).status == 200

@@ -4,12 +4,13 @@ import json
 import random
 import shutil
 import time
+from collections import Counter
 from itertools import count
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import TICKETS, close_connections, connect
+from tests.helpers import TICKETS, close_connections, connect, together
 from ticketsvc import create_app
 
 # What is in tests/old_sqlite.sql and tests/old_postgresql.sql: each version with its ticket.
@@ -348,3 +349,27 @@ def test_a_start_killed_at_a_write_is_finished_by_the_next(make_server, full):
         assert_upgraded(server.start())
         server.kill()
     assert number > 15  # The start was killed twice or more.
+
+
+def test_a_column_of_a_newer_version_fails_no_request(app, sql):
+    """E4: no prepared statement depends on columns that it does not name."""
+
+    def patch(number):
+        client = app.test_client()
+        return [client.patch(f"{TICKETS}/1", json={"category": "x"}).status_code for _ in range(20)]
+
+    together(8, patch)
+    sql("ALTER TABLE ticket ADD COLUMN newer TEXT")
+    statuses = Counter(status for each in together(8, patch) for status in each)
+    sql("ALTER TABLE ticket DROP COLUMN newer")
+    assert statuses == {200: 160}
+
+
+def test_a_start_adds_a_column_to_the_versions(database_url, sql, look, on_sqlite):
+    clear(sql)
+    start(database_url)
+    whole = look(SHAPE)
+    sql(TRIGGER if on_sqlite else f"{TRIGGER} ON ticket")
+    sql("ALTER TABLE ticket_version DROP COLUMN updated_by")
+    start(database_url)
+    assert look(SHAPE) == whole
