@@ -16,7 +16,6 @@ from pathlib import Path
 from flask import Blueprint, Flask, Response, abort, current_app, g, request, url_for
 from flask.logging import default_handler
 from marshmallow import ValidationError
-from peewee import PeeweeException
 from werkzeug.exceptions import HTTPException, InternalServerError
 from werkzeug.routing import IntegerConverter
 
@@ -165,7 +164,7 @@ def versions_in(name, weak):
 
 @bp.before_app_request
 def identify_request():
-    """Take the caller's X-Request-ID over where it is sane, else make one."""
+    """Take the caller's X-Request-ID over where it is valid, else make one."""
     given = request.headers.get("X-Request-ID", "")
     g.request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
     g.caller = None
@@ -272,7 +271,7 @@ def get_health():
     """Answer with the database's time, or 503 where it does not answer."""
     try:
         return json_response({"status": "ok", "timestamp": Ticket.clock()})
-    except PeeweeException as error:
+    except Exception as error:
         current_app.logger.exception("Database unavailable: %s", error)
         abort(503, "Database unavailable")
 
@@ -301,7 +300,7 @@ def handle_validation_error(error):
 
 
 def handle_failure(error):
-    """Log what nobody foresaw, its cause in the first line, and keep it from the client."""
+    """Log an unexpected exception, its cause in the first line, and keep it from the client."""
     current_app.logger.exception("%s %s failed: %s", request.method, request.path, error)
     return handle_http_error(InternalServerError())
 

@@ -1,4 +1,4 @@
-"""Kills, stops and failing disks: nothing that was acknowledged is lost, and no hand is needed."""
+"""Kills, stops and failing disks: nothing that was acknowledged is lost, no repair is needed."""
 
 import http.client
 import os

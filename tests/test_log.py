@@ -33,7 +33,7 @@ def lines(server, count=1):
 @pytest.mark.parametrize(
     "given", ["import-7.3_B", "x", "a" * 128, "00000000-0000-0000-0000-000000000000"]
 )
-def test_a_sane_request_id_is_taken_over(client, given):
+def test_a_valid_request_id_is_taken_over(client, given):
     """E5."""
     response = client.get("/api/health", headers={"X-Request-ID": given})
     assert response.headers["X-Request-ID"] == given

@@ -327,7 +327,7 @@ def test_a_form_of_a_browser_changes_nothing(service, kind):
 
 @pytest.mark.parametrize("method", ["OPTIONS", "GET", "PATCH", "POST"])
 def test_no_other_origin_is_let_in(service, method):
-    """A preflight is answered without a word of CORS, so that the browser gives up."""
+    """A preflight is answered without CORS headers, so that the browser gives up."""
     headers = ["Origin: http://evil.example", "Access-Control-Request-Method: PATCH"]
     received = service.raw(message(method, f"{TICKETS}/1", b"", *headers))
     assert b"access-control" not in received.lower()
