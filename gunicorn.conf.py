@@ -10,7 +10,6 @@ import logging
 import os
 import resource
 import secrets
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
@@ -45,6 +44,7 @@ control_socket_disable = True
 # A heartbeat file on a slow disk would stall the workers.
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
+PREFIX = os.environ.get("SCRIPT_NAME", "").rstrip("/")
 NEXT_REQUEST = 0.02  # seconds that a thread waits for the next request of its connection
 SILENCE = 2  # seconds that a client may be silent within a request
 REQUEST_TIME = 10  # seconds for a whole request, and then for the whole answer
@@ -52,14 +52,13 @@ DRAINED = 4 * 1024 * 1024  # bytes read of a body that nobody wants, so that its
 SLOW_CLIENT = "Socket error processing request."  # How gthread logs an answer not taken in time.
 # What gunicorn refuses by itself; everything else that it refuses is a 400.
 REFUSALS = {
-    errors.ConfigurationProblem: (404, "No such path"),  # It is not below SCRIPT_NAME.
     errors.LimitRequestLine: (414, "Request line is too long"),
     errors.LimitRequestHeaders: (431, "Request headers are too large"),
     errors.ExpectationFailed: (417, "Expect must be 100-continue"),
     errors.UnsupportedTransferCoding: (501, "Transfer-Encoding must be chunked"),
 }
 REFUSAL = (
-    "HTTP/1.1 {} {}\r\nConnection: close\r\nCache-Control: no-cache\r\n"
+    "HTTP/1.1 {} {}\r\nDate: {}\r\nConnection: close\r\nCache-Control: no-cache\r\n"
     "Content-Type: application/json\r\nContent-Length: {}\r\nX-Request-ID: {}\r\n\r\n{}"
 )
 
@@ -114,6 +113,9 @@ class worker_class(ThreadWorker):
     def handle_request(self, req, conn):
         """Have sendall() give up where the client does not take the answer in time."""
         conn.sock.settimeout(REQUEST_TIME)
+        # gunicorn compares letters only, and takes /helpdeskapi for a path below /helpdesk.
+        if not f"{req.path}/".startswith(f"{PREFIX}/"):
+            req.path = f"{PREFIX}/nowhere"
         # WSGI joins what is sent twice with a comma, which a key may hold, but no space.
         if sum(name == "IDEMPOTENCY-KEY" for name, _ in req.headers) > 1:
             req.headers.append(("IDEMPOTENCY-KEY", " "))
@@ -134,10 +136,10 @@ class worker_class(ThreadWorker):
         else:
             status, message = 500, "Internal server error"
             self.log.exception("Request failed outside the application")
-        phrase, request_id = HTTPStatus(status).phrase, secrets.token_hex(16)
-        body = f'{{"error": "{message}"}}\n'
+        request_id, body = secrets.token_hex(16), f'{{"error": "{message}"}}\n'
+        fields = status, HTTPStatus(status).phrase, util.http_date(), len(body), request_id, body
         with contextlib.suppress(OSError):
-            client.sendall(REFUSAL.format(status, phrase, len(body), request_id, body).encode())
+            client.sendall(REFUSAL.format(*fields).encode())
         self.log.line(f"- - {status} {len(body)} 0.0 {addr[0] if addr else '-'} - {request_id}")
 
 
@@ -166,17 +168,13 @@ class logger_class(Logger):
     def exception(self, msg, *args, **kwargs):
         """Log a client that does not take its answer in one line, without a traceback."""
         if msg == SLOW_CLIENT:
-            return self.info(f"{SLOW_CLIENT} %s", sys.exc_info()[1])
+            return self.info(msg)
         super().exception(msg, *args, **kwargs)
 
 
-def pre_fork(server, worker):
-    """Take what is loaded out of the garbage collector's sight, and leave the pages shared."""
-    gc.freeze()
-
-
 def when_ready(server):
-    """Warn where anybody may change tickets."""
+    """Warn where anybody may change tickets, and leave shared what the workers have in common."""
+    gc.freeze()  # The garbage collector would write to its pages.
     names = [listener.sock.getsockname() for listener in server.LISTENERS]
     hosts = [ipaddress.ip_address(name[0]) for name in names if isinstance(name, tuple)]
     exposed = ", ".join(str(host) for host in hosts if not host.is_loopback)

@@ -228,3 +228,19 @@ def test_refuse_a_path_that_is_not_below_the_prefix(service):
             assert (reply.status, reply.json) == (404, {"error": "No such path"}), path
             assert reply.headers["Content-Type"] == "application/json"
     assert "Traceback" not in service.log
+
+
+def test_refuse_in_the_name_of_the_request(service):
+    """E5, N6: with the id of the caller, in the answer and in the log; a HEAD without a body."""
+    for method, size in (("GET", 26), ("HEAD", 0)):
+        reply = service.request(method, TICKETS, headers={"X-Request-ID": f"lost-{method}"})
+        assert (reply.status, len(reply.body)) == (404, size)
+        assert reply.headers["X-Request-ID"] == f"lost-{method}"
+        assert len(reply.headers.get_all("Date")) == 1
+        service.wait_for_log(f" {method} {TICKETS} 404 {size} ")
+
+
+def test_refuse_what_only_begins_like_the_prefix(service):
+    """N7: gunicorn itself compares letters."""
+    reply = service.request("GET", "/helpdeskapi/health")
+    assert (reply.status, reply.json) == (404, {"error": "No such path"})
