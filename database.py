@@ -35,7 +35,7 @@ SESSION = (
     r"-c synchronous_commit=on -c default_transaction_isolation=read\ committed"
 )
 SERVER_TIMEOUTS = {"connect_timeout": 3, "keepalives_idle": 60, "tcp_user_timeout": 10_000}
-WRITER_TIMEOUT = 2  # seconds, the longest that a write waits for a connection
+POOL_TIMEOUT = 2  # seconds, the longest that a request waits for a connection of the pool
 
 URL_ADVICE = (
     "must be sqlite:///tickets.db, with four slashes for an absolute path and without ? and #, "
@@ -75,12 +75,12 @@ class GroupCommitDatabase(peewee.SqliteDatabase):
     """SQLite, where the writes of a process that wait at the same time are one transaction.
 
     The thread of the first one leads: it takes the write lock, runs the statements of all,
-    commits them with one sync and passes the lead on. It tries for the lock every POLL seconds:
-    SQLite's own busy handler sleeps longer and longer, so that under load some processes starve.
-    Each thread reads on a connection of its own; the one that writes belongs to the leader.
+    commits them with one sync, and has the next one lead. It tries to lock every POLL seconds,
+    since SQLite's own busy handler sleeps longer each time, and under load some processes never
+    get the lock. Each thread reads on a connection of its own; the leader uses the one that writes.
     """
 
-    LEAD = object()  # In place of rows: nobody is in front any more, commit it yourself.
+    LEAD = object()  # In place of rows: this thread is the next that commits.
     # STRICT came with 3.37; an older SQLite stores text in a number's column.
     strict_tables = sqlite3.sqlite_version_info >= (3, 37)
 
@@ -118,8 +118,8 @@ class GroupCommitDatabase(peewee.SqliteDatabase):
     def write(self, sql, params):
         """Run a statement once, and return its rows when they are on disk.
 
-        After an exception nothing is written; only where COMMIT itself failed, at the sync, it
-        is not known.
+        After an exception nothing is written; only where COMMIT itself failed, at the sync, or
+        the file was moved at that moment, it is not known.
         """
         deadline, future = time.monotonic() + TIMEOUT, Future()
         with self._lock:
@@ -149,10 +149,10 @@ class GroupCommitDatabase(peewee.SqliteDatabase):
             group += self._take()
             self._commit(group)
         except BaseException as error:
-            self._writer.close()
             for future, _, _ in group:
                 if not future.done():
                     future.set_exception(error)
+            self._writer.close()
         finally:
             with self._lock:
                 heir, _, _ = next(self._take(), (None, None, None))
@@ -171,8 +171,8 @@ class GroupCommitDatabase(peewee.SqliteDatabase):
         """Take the write lock. Nothing has been run yet, so this may be tried again."""
         while True:
             try:
-                if self._writer.connect(reuse_if_open=True):
-                    self._check_file()
+                self._check_file()  # To connect would already write the log into another file.
+                self._writer.connect(reuse_if_open=True)
                 return self._writer.execute_sql("BEGIN IMMEDIATE")
             except OperationalError as error:
                 if "database is locked" not in str(error) or time.monotonic() > deadline:
@@ -254,14 +254,14 @@ class PooledDatabase(peewee.PostgresqlDatabase):
             if self.execute_sql("SHOW server_encoding").fetchone() != ("UTF8",):
                 raise ValueError("its encoding must be UTF8")
             # CREATE … IF NOT EXISTS fails where another is just being committed, and an index of a
-            # large table takes time. But who waits for a table keeps all others from it.
+            # large table takes time. But other sessions queue behind an ALTER TABLE that waits.
             self.execute_sql("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
             self.execute_sql("SELECT pg_advisory_xact_lock(8237); SET LOCAL lock_timeout = '1s'")
             create()
 
     def read(self, query):
         """Return the rows of a SELECT."""
-        with self._connected(TIMEOUT) as connection:
+        with self._connected() as connection:
             return rows_of(connection.execute(*query.sql()))
 
     def write(self, sql, params):
@@ -270,7 +270,7 @@ class PooledDatabase(peewee.PostgresqlDatabase):
         COMMIT is sent when the statement has been answered. A server that was silent and goes
         on runs what it has received, behind newer writes, but finds no COMMIT.
         """
-        with self._connected(WRITER_TIMEOUT) as connection:
+        with self._connected() as connection:
             with connection.pipeline():
                 connection.execute("BEGIN")
                 cursor = connection.execute(sql, params)
@@ -279,8 +279,8 @@ class PooledDatabase(peewee.PostgresqlDatabase):
             return rows
 
     @contextmanager
-    def _connected(self, timeout):
-        connection = self._take(time.monotonic() + timeout)
+    def _connected(self):
+        connection = self._take(time.monotonic() + POOL_TIMEOUT)
         try:
             with peewee.__exception_wrapper__:
                 yield connection
@@ -299,17 +299,16 @@ class PooledDatabase(peewee.PostgresqlDatabase):
                 connection = self._idle.get(timeout=max(0, deadline - time.monotonic()))
             except Empty:
                 raise OperationalError("no connection was free in time") from None
-            if connection:
-                if not is_readable(connection, 0):  # What is idle has only its end to be read.
-                    return connection
-                self._open.remove(connection)
-                connection.close()
             try:
+                # An idle connection has nothing to be read, unless the server has closed it.
+                if connection and not is_readable(connection, 0):
+                    return connection
+                self._open.discard(connection)
                 with peewee.__exception_wrapper__:
                     connection = self._connect()
-            except peewee.PeeweeException:
+            except Exception:
                 threading.Timer(1, self._idle.put, [None]).start()
-                if not self._open:  # Else those serve all.
+                if not self._open:  # Otherwise the request waits for one that is open.
                     raise
                 continue
             # The server's own timeout says nothing when the server is silent.
@@ -327,7 +326,7 @@ def open_database(url, pool_size, create):
     if url.startswith("sqlite") and sqlite3.sqlite_version_info < (3, 35, 0):
         raise ValueError(f"needs SQLite 3.35 or newer, this Python has {sqlite3.sqlite_version}")
     found = None
-    with suppress(ValueError):  # Of a port, for one; its text may hold a part of the password.
+    with suppress(ValueError, TypeError):  # Their text may hold a part of the password.
         parts = urlsplit(url)
         path = parts.path.removeprefix("/")
         if parts.scheme == "sqlite" and url == f"sqlite:///{path}" and path not in ("", ":memory:"):

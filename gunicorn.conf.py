@@ -48,7 +48,7 @@ PREFIX = os.environ.get("SCRIPT_NAME", "").rstrip("/")
 NEXT_REQUEST = 0.02  # seconds that a thread waits for the next request of its connection
 SILENCE = 2  # seconds that a client may be silent within a request
 REQUEST_TIME = 10  # seconds for a whole request, and then for the whole answer
-DRAINED = 4 * 1024 * 1024  # bytes read of a body that nobody wants, so that its client goes on
+DRAINED = 4 * 1024 * 1024  # bytes of a body that are read before a close, which else resets
 SLOW_CLIENT = "Socket error processing request."  # How gthread logs an answer not taken in time.
 # What gunicorn refuses by itself; everything else that it refuses is a 400.
 REFUSALS = {
@@ -106,8 +106,8 @@ class worker_class(ThreadWorker):
         while True:
             conn.parser.unreader.deadline = time.monotonic() + REQUEST_TIME
             kept = super().handle(conn)
-            alone = self.alive and self.nr_conns <= threads  # None waits for this thread.
-            if not (kept and alone and is_readable(conn.sock, NEXT_REQUEST)):
+            free = self.alive and self.nr_conns <= threads  # No connection waits for a thread.
+            if not (kept and free and is_readable(conn.sock, NEXT_REQUEST)):
                 return kept
 
     def handle_request(self, req, conn):
@@ -162,7 +162,7 @@ class logger_class(Logger):
         """Write a line on stdout, after the time."""
         if self.error_log.isEnabledFor(level):
             now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")[:23]
-            with contextlib.suppress(OSError):  # A full disk must not spoil the answer.
+            with contextlib.suppress(OSError):  # A full disk fails no request.
                 os.write(1, f"{now}Z {text}\n".encode("ascii", "backslashreplace"))
 
     def exception(self, msg, *args, **kwargs):

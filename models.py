@@ -104,8 +104,7 @@ class Ticket(Model):
     def page(cls, limit, status=None, before=None, after=None):
         """Yield tickets as dicts, newest first below `before`, or oldest first above `after`.
 
-        They are read CHUNK by CHUNK: more than `limit` are never needed, but one that says
-        whether more follow.
+        They are read CHUNK by CHUNK, at most one more than `limit`, to know whether more follow.
         """
         query = cls.select() if status is None else cls.select().where(cls.status == status)
         return _walk(query.limit(min(limit + 1, CHUNK)), cls.id, before, after)

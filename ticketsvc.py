@@ -327,6 +327,8 @@ def read_settings(environ):
     tokens = [
         each.strip().rpartition(":") for each in (values["TICKETSVC_TOKENS"] or "").split(",")
     ]
+    if len({token for _, _, token in tokens}) < len(tokens):
+        sys.exit("TICKETSVC_TOKENS must not have a token twice")
     return {
         "DATABASE_URL": values["DATABASE_URL"],
         "LOG_LEVEL": values["TICKETSVC_LOG_LEVEL"].upper(),
@@ -359,8 +361,9 @@ def create_app(environ=os.environ):
     except ValueError as error:
         sys.exit(f"DATABASE_URL: {error}")
     version = json.loads(OPENAPI)["info"]["version"]
-    host = models.database.connect_params.get("host", "")
-    app.logger.info("ticketsvc %s on %s %s", version, models.database.database, host)
+    name = getattr(models.database.obj, "path", models.database.database)
+    host = models.database.connect_params.get("host", "this host")
+    app.logger.info("ticketsvc %s on %s, %s", version, name, host)
     app.response_class = JSONResponse
     app.url_map.merge_slashes = False
     app.url_map.converters["int"] = TicketIdConverter

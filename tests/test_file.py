@@ -1,5 +1,6 @@
 """The file of SQLite: deleted, replaced, full or failing to sync, nothing is lost or doubled."""
 
+import contextlib
 import os
 import resource
 import shutil
@@ -89,6 +90,27 @@ def test_a_file_replaced_under_load_takes_no_write(server, tmp_path):
     rows = server.request("GET", f"{TICKETS}?limit=1000").json
     assert not lost(found["acknowledged"], found["sent"], rows)
     assert server.patch(1, {"category": "n 0"}).status == 200
+
+
+def test_a_file_replaced_without_its_log_takes_nothing_of_it(server, tmp_path):
+    """E4: the log stays beside the replacement; nothing may write one into the other."""
+    server.fill(100)
+    backup, aside = f"{tmp_path}/backup.db", f"{tmp_path}/aside.db"
+    with contextlib.closing(sqlite3.connect(server.path)) as connection:
+        connection.execute("VACUUM INTO ?", [backup])
+    content = Path(backup).read_bytes()
+    load = server.load(16, 3, 100)
+    server.wait_for_answers()
+    os.rename(server.path, aside)
+    os.rename(backup, server.path)
+    found = result(load)
+    assert set(found["statuses"]) == {200, 500}
+    assert Path(server.path).read_bytes() == content
+    os.rename(aside, server.path)
+    assert server.request("GET", "/api/health").status == 200
+    server.kill()
+    rows = server.start().request("GET", f"{TICKETS}?limit=1000").json
+    assert not lost(found["acknowledged"], found["sent"], rows)
 
 
 def test_a_restore_into_the_running_service_is_taken_up(server, tmp_path):

@@ -39,6 +39,8 @@ def database_url(sqlite_url):
         ("TICKETSVC_TOKENS", "alice:", "single commas"),
         ("TICKETSVC_TOKENS", ":s3cret", "single commas"),
         ("TICKETSVC_TOKENS", "al ice:s3cret", "single commas"),
+        ("TICKETSVC_TOKENS", "alice:s3cret,bob:s3cret", "twice"),
+        ("DATABASE_URL", "postgres://user:s3cret@host/db?pool_size=1&size=1", "must be sqlite"),
         ("TICKETSVC_TOKEN", "s3cret", "is not a setting"),
         ("TICKETSVC_", "s3cret", "is not a setting"),
         ("TICKETSVC_MISSING_STATUS", "", "404 or 500"),
