@@ -57,7 +57,7 @@ class Dialect(peewee.ColumnBase):
 
 # Timestamps are text in both. 'now' is one instant for a whole statement of SQLite
 # (sqlite.org/lang_datefunc.html), as now() is in PostgreSQL, so that those of a new row are
-# equal; clock_timestamp() also counts the time that an UPDATE has waited for the row.
+# equal; clock_timestamp() is the time after an UPDATE has waited for another to change the row.
 _TO_TEXT = """to_char({}() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
 _SQLITE_NOW = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
 NOW = Dialect(_SQLITE_NOW, _TO_TEXT.format("clock_timestamp"))

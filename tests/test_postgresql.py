@@ -6,6 +6,7 @@ import signal
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from urllib.parse import quote, urlsplit
 
@@ -370,6 +371,20 @@ def test_a_start_waits_for_one_that_takes_long(make_server):
         server = make_server(WEB_CONCURRENCY="1").start(wait=False)
         time.sleep(3)
     server.wait()
+
+
+def test_the_time_of_an_update_is_that_after_its_wait(server):
+    """P8: for a row that somebody else was changing; the later version has the later time."""
+    server.fill(1)
+    clock = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS')"
+    with ThreadPoolExecutor(1) as pool, held("UPDATE ticket SET category = 'x'") as other:
+        waiting = pool.submit(server.patch, 1, {"status": "closed"})
+        time.sleep(0.4)
+        released = other.execute_sql(clock).fetchone()[0]
+        other.commit()
+        reply = waiting.result()
+    assert reply.status == 200
+    assert reply.json["updated_at"] >= released
 
 
 def test_a_restart_does_not_wait_for_an_open_transaction(make_server):
