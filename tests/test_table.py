@@ -37,6 +37,16 @@ def test_a_shell_cannot_write_what_breaks_a_rule(existing, sql, assignment):
         sql(f"UPDATE ticket SET {assignment}")
 
 
+@pytest.mark.parametrize(
+    ("column", "maximum"),
+    [("user_description", 10_000), ("category", 100), ("ai_suggested_response", 50_000)],
+)
+def test_a_shell_cannot_write_a_longer_text(existing, sql, column, maximum):
+    sql(f"UPDATE ticket SET {column} = '{'x' * maximum}'")
+    with pytest.raises(DatabaseError):
+        sql(f"UPDATE ticket SET {column} = '{'x' * (maximum + 1)}'")
+
+
 def test_a_shell_gets_the_defaults(existing, sql):
     """N3: the database's own clock, the same instant in both columns."""
     row = sql("SELECT * FROM ticket")[0]
