@@ -113,6 +113,13 @@ def test_create_refuses_a_number_past_all_floats(client):
     assert_error(response, 400, "Invalid field values", {"confidence_score": NOT_FINITE})
 
 
+def test_create_takes_minus_zero_for_zero(client):
+    """O4: JSON has -0.0, and not every database keeps its sign."""
+    body = '{"user_description": "x", "confidence_score": -0.0}'
+    response = client.post(TICKETS, data=body, content_type="application/json")
+    assert '"confidence_score": 0.0,' in response.get_data(as_text=True)
+
+
 @pytest.mark.parametrize(
     "request_options", [{}, {"json": {}}, {"json": {"category": "x"}}], ids=lambda o: f"O4-{o}"
 )
