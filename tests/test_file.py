@@ -31,24 +31,21 @@ def assert_unavailable(server):
     assert f"failed: {server.path} {GONE}" in server.log
 
 
-def move(server, target):
-    """Move the file with its log, as one that is not open."""
+def move(source, target):
+    """Move a database with its log, as one that is not open."""
     for suffix in ("", "-wal", "-shm"):
-        if os.path.exists(server.path + suffix):
-            os.rename(server.path + suffix, target + suffix)
+        if os.path.exists(source + suffix):
+            os.rename(source + suffix, target + suffix)
 
 
 def test_a_deleted_file_is_missed_until_it_is_back(server, tmp_path):
     """E4, H1: and no other file is made in its place."""
     server.fill(8)
     assert server.patch(1, {"category": "n 1"}).status == 200
-    move(server, f"{tmp_path}/aside.db")
+    move(server.path, f"{tmp_path}/aside.db")
     assert_unavailable(server)
     assert not os.path.exists(server.path)
-    move_back = f"{tmp_path}/aside.db"
-    for suffix in ("", "-wal", "-shm"):
-        if os.path.exists(move_back + suffix):
-            os.rename(move_back + suffix, server.path + suffix)
+    move(f"{tmp_path}/aside.db", server.path)
     assert server.get(1).json["category"] == "n 1"
     assert server.request("GET", "/api/health").status == 200
     replies = together(8, lambda number: server.patch(number + 1, {"category": "n 2"}))
@@ -74,7 +71,7 @@ def test_a_file_replaced_under_load_takes_no_write(server, tmp_path):
     connection.close()
     load = server.load(16, 3, 100)
     server.wait_for_answers()
-    move(server, aside)
+    move(server.path, aside)
     os.rename(backup, server.path)
     assert_unavailable(server)
     found = result(load)
@@ -84,9 +81,7 @@ def test_a_file_replaced_under_load_takes_no_write(server, tmp_path):
     assert connection.execute("SELECT max(version) FROM ticket").fetchone() == (1,)
     connection.close()
     os.unlink(server.path)
-    for suffix in ("", "-wal", "-shm"):
-        if os.path.exists(aside + suffix):
-            shutil.move(aside + suffix, server.path + suffix)
+    move(aside, server.path)
     rows = server.request("GET", f"{TICKETS}?limit=1000").json
     assert not lost(found["acknowledged"], found["sent"], rows)
     assert server.patch(1, {"category": "n 0"}).status == 200
