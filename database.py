@@ -22,7 +22,8 @@ from playhouse import db_url
 
 TIMEOUT = 5  # seconds, the longest that a request waits for the database
 POLL = 0.0002  # seconds between two attempts to take the write lock of the file
-CROWD, MOMENT = 16, 0.5  # writes of a process of which more wait for so many seconds only
+# Where more than CROWD writes of a process wait, a new one waits for MOMENT seconds at most.
+CROWD, MOMENT = 16, 0.5
 # FULL syncs the write-ahead log before a commit is acknowledged. Every thread has a
 # connection with a page cache of its own, kept at 256 KiB since the system caches the file too.
 PRAGMAS = {"journal_mode": "wal", "synchronous": "full", "cache_size": -256}
@@ -206,8 +207,8 @@ class GroupCommitDatabase(peewee.SqliteDatabase):
 def keep_versions(table, versions, columns, watched):
     """Have a trigger copy some columns of a row into `versions` when one of `watched` changes.
 
-    A change that leaves the column `version` as it is, one past the service, is given the next
-    version, the time, and nobody's name.
+    A change that does not set `version`, as one by hand, is given the next version, the time and
+    no name.
     """
     kept, old = ", ".join(columns), ", ".join(f"OLD.{name}" for name in columns)
     insert = f"INSERT INTO {versions} ({table}_id, {kept}) VALUES (OLD.id, {old})"
@@ -236,9 +237,10 @@ def is_readable(file, seconds):
 
 
 class PooledDatabase(peewee.PostgresqlDatabase):
-    """PostgreSQL, with a pool in which no request waits for a server that is silent.
+    """PostgreSQL, with a pool whose waits are bounded, also where the server is silent.
 
-    (Peewee's own connects one thread at a time, under a lock that giving back needs too.)
+    Peewee's own pool connects one thread at a time, under a lock that returning a connection
+    needs too.
     """
 
     def __init__(self, size, options="", **parameters):
