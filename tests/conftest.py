@@ -3,25 +3,38 @@
 import fcntl
 import os
 import sqlite3
+import time
+from contextlib import closing
 
 import pytest
 
-from tests.helpers import DESCRIPTION, POSTGRESQL, TICKETS, Server, close_connections, connect
+from tests.helpers import (
+    DESCRIPTION,
+    POSTGRESQL,
+    TICKETS,
+    Server,
+    close_connections,
+    connect,
+    execute,
+    postgresql_database,
+    run_sql,
+)
 from ticketsvc import create_app
+
+# What is right in UTC alone is wrong here, and in the service that a test starts.
+os.environ["TZ"] = "Europe/Berlin"
+time.tzset()
 
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run the slow tests at full length")
 
 
-def pytest_collection_modifyitems(items):
-    """Put the tests on PostgreSQL first: one process works on them, the other on the rest."""
-
-    def on_sqlite(item):
-        on_postgresql = hasattr(item, "callspec") and "postgresql" in item.callspec.params.values()
-        return not on_postgresql and item.path.stem != "test_postgresql"
-
-    items.sort(key=on_sqlite)
+def pytest_generate_tests(metafunc):
+    """Run each test on both databases, or on the one that its marker names."""
+    if "kind" in metafunc.fixturenames:
+        marker = metafunc.definition.get_closest_marker("database")
+        metafunc.parametrize("kind", marker.args if marker else ["sqlite", "postgresql"])
 
 
 @pytest.fixture
@@ -35,29 +48,41 @@ def sqlite_url(tmp_path):
     return f"sqlite:///{tmp_path}/tickets.db"
 
 
-@pytest.fixture
-def postgresql_url(tmp_path_factory):
-    """The database that the environment names, for one test at a time, and empty."""
+@pytest.fixture(scope="session")
+def postgresql():
+    """The URL of a database of this process's own."""
     if not POSTGRESQL:
         pytest.skip("set TICKETSVC_TEST_POSTGRESQL to the URL of a PostgreSQL database")
-    with (tmp_path_factory.getbasetemp().parent / "postgresql.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        other = connect(POSTGRESQL)
-        other.execute_sql("DROP TABLE IF EXISTS ticket, ticket_version")
-        other.execute_sql("DROP FUNCTION IF EXISTS ticket_version_kept")
-        other.close()
-        yield POSTGRESQL
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request):
-    """Each test runs on both databases; a module about one of them overrides this."""
-    return request.getfixturevalue(f"{request.param}_url")
+    name = f"ticketsvc_test_{os.getpid()}"
+    with postgresql_database(name) as url:
+        run_sql(url, f"ALTER DATABASE {name} SET timezone = 'Europe/Berlin'")
+        yield url
 
 
 @pytest.fixture
-def on_sqlite(database_url):
-    return database_url.startswith("sqlite")
+def postgresql_url(postgresql, request, tmp_path_factory):
+    """An empty database, on a server that nobody else uses where the test stops it."""
+    folder = tmp_path_factory.getbasetemp().parent
+    alone = request.node.get_closest_marker("alone")
+    with (folder / "gate.lock").open("w") as gate, (folder / "server.lock").open("w") as server:
+        fcntl.flock(gate, fcntl.LOCK_EX)  # Who waits to be alone lets nobody pass.
+        fcntl.flock(server, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        with closing(connect(postgresql)) as other:
+            execute(other, "DROP TABLE IF EXISTS ticket, ticket_version")
+            execute(other, "DROP FUNCTION IF EXISTS ticket_version_kept")
+        yield postgresql
+
+
+@pytest.fixture
+def database_url(kind, request):
+    """The URL of an empty database of this kind."""
+    return request.getfixturevalue(f"{kind}_url")
+
+
+@pytest.fixture
+def on_sqlite(kind):
+    return kind == "sqlite"
 
 
 @pytest.fixture
@@ -95,17 +120,8 @@ def ticket(client):
 @pytest.fixture
 def sql(database_url):
     """Run a statement on a connection of its own: what it sees has been committed."""
-    other = connect(database_url)
-
-    def execute(statement):
-        cursor = other.execute_sql(statement)
-        if not cursor.description:
-            return []
-        names = [column[0] for column in cursor.description]
-        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
-
-    yield execute
-    other.close()
+    with closing(connect(database_url)) as other:
+        yield lambda statement: execute(other, statement)
 
 
 @pytest.fixture
@@ -128,8 +144,9 @@ def make_server(tmp_path, database_url, settings):
     """Return a function that makes a Server on the test's database; all are ended after it."""
     servers = []
 
-    def make(**environ):
-        servers.append(Server(tmp_path, {"DATABASE_URL": database_url, **settings, **environ}))
+    def make(*command, prefix="", **environ):
+        environ = {"DATABASE_URL": database_url, **settings, **environ}
+        servers.append(Server(tmp_path, environ, *command, prefix=prefix))
         return servers[-1]
 
     yield make

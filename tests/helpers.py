@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -12,17 +13,23 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import pytest
 from peewee import PostgresqlDatabase, SqliteDatabase
 from playhouse import db_url
 
-from database import database
+from database import database, rows_of
 
 ROOT = Path(__file__).resolve().parent.parent
+PROCFILE = (ROOT / "Procfile").read_text().removeprefix("web: ").strip()
 TICKETS = "/api/v1/tickets"
 POSTGRESQL = os.environ.get("TICKETSVC_TEST_POSTGRESQL")
 DESCRIPTION = "The export button does nothing"
+# For a test that never reaches the database.
+once = pytest.mark.database("sqlite")
 
 
 def connect(url):
@@ -30,6 +37,28 @@ def connect(url):
     kind = SqliteDatabase if url.startswith("sqlite") else PostgresqlDatabase
     options = {} if kind is SqliteDatabase else {"prefer_psycopg3": True}
     return kind(**db_url.parse(url, True, True), **options)
+
+
+def execute(other, statement):
+    """Run a statement on a connection past the service; return its rows as dicts."""
+    cursor = other.execute_sql(statement)
+    return rows_of(cursor) if cursor.description else []
+
+
+def run_sql(url, statement):
+    """Run a statement on a connection of its own; return its rows as dicts."""
+    with contextlib.closing(connect(url)) as other:
+        return execute(other, statement)
+
+
+@contextmanager
+def postgresql_database(name, options=""):
+    """Make a database beside the one that the environment names; give its URL, and drop it."""
+    run_sql(POSTGRESQL, f"CREATE DATABASE {name} {options}")
+    try:
+        yield urlsplit(POSTGRESQL)._replace(path=f"/{name}").geturl()
+    finally:
+        run_sql(POSTGRESQL, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def close_connections():
@@ -58,6 +87,15 @@ class Reply:
         return json.loads(self.body)
 
 
+def wait_for(condition, what, timeout=30):
+    """Return what `condition()` returns once that is true; fail when it is not in time."""
+    deadline = time.monotonic() + timeout
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"after {timeout} s: {what}"
+        time.sleep(0.02)
+    return found
+
+
 def result(load):
     """Wait for a load to end; return what it printed, its ticket ids as integers."""
     with load:
@@ -65,6 +103,18 @@ def result(load):
     for name in ("sent", "acknowledged", "statuses"):
         found[name] = {int(key): value for key, value in found[name].items()}
     return found
+
+
+def end(load):
+    """Have a load send no more; return its result."""
+    load.terminate()
+    return result(load)
+
+
+def assert_all_succeeded(found):
+    """Every request of a load was answered, and with 200."""
+    assert set(found["statuses"]) == {200}
+    assert set(found["failures"].values()) == {0}
 
 
 def lost(acknowledged, sent, rows):
@@ -81,23 +131,29 @@ def lost(acknowledged, sent, rows):
 
 
 class Server:
-    """The service as its Procfile starts it, on a port of its own of 127.0.0.1."""
+    """A server on a port of its own of 127.0.0.1: the service as its Procfile starts it.
 
-    def __init__(self, folder, environ):
+    Another command may stand in its place, with {port} in it, or {bind}.
+    """
+
+    def __init__(self, folder, environ, command=f"{PROCFILE} --bind {{bind}}", cwd=ROOT, prefix=""):
         self.port = free_port()
         self.log_path = folder / f"server-{self.port}.log"
         self.environ = {"WEB_CONCURRENCY": "2", **environ}
+        self.command, self.cwd = command, cwd
+        self.health = f"{prefix}/api/health"
         self.process = None
 
-    def start(self, wait=True, bind=None, prefix=(), stderr=None):
-        """Run the Procfile's command, behind `prefix`; wait until it answers."""
-        command = (ROOT / "Procfile").read_text().removeprefix("web: ").strip()
-        inherited = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    def start(self, wait=True, bind=None, behind=(), stderr=None):
+        """Run the command, `behind` another one; wait until it answers."""
+        bind = bind or f"127.0.0.1:{self.port}"
+        command = shlex.split(self.command.format(port=self.port, bind=bind))
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         with self.log_path.open("ab") as log, open(stderr or os.devnull, "ab") as errors:
             self.process = subprocess.Popen(
-                [*prefix, *shlex.split(command), "--bind", bind or f"127.0.0.1:{self.port}"],
-                cwd=ROOT,
-                env={**inherited, **self.environ},
+                [*behind, *command],
+                cwd=self.cwd,
+                env={"PATH": path, "TZ": os.environ.get("TZ", ""), **self.environ},
                 stdout=log,
                 stderr=errors if stderr else subprocess.STDOUT,
                 start_new_session=True,
@@ -107,35 +163,29 @@ class Server:
         return self
 
     def wait(self):
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                raise AssertionError(f"the service ended at its start:\n{self.log}")
-            with contextlib.suppress(OSError):
-                healthy = self.request("GET", "/api/health", timeout=2).status == 200
-                if healthy and len(self.workers()) == self.concurrency:
-                    return
-            time.sleep(0.02)
-        raise AssertionError(f"the service does not answer:\n{self.log}")
+        """Return when it answers, and has its workers."""
 
-    def wait_for_log(self, text, timeout=10):
+        def answers():
+            assert self.process.poll() is None, f"it ended at its start:\n{self.log}"
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                return self.request("GET", self.health, timeout=2).status == 200
+
+        wait_for(answers, "the server does not answer")
+        if self.command.startswith(PROCFILE):
+            wanted = int(self.environ["WEB_CONCURRENCY"])
+            wait_for(lambda: len(self.workers()) == wanted, "there are fewer workers")
+
+    def wait_for_log(self, text):
         """Return when `text` stands in the log."""
-        deadline = time.monotonic() + timeout
-        while text not in self.log:
-            assert time.monotonic() < deadline, f"no {text!r} in the log:\n{self.log}"
-            time.sleep(0.02)
+        wait_for(lambda: text in self.log, f"no {text!r} in the log")
 
-    def wait_for_answers(self):
-        """Return when a PATCH that was sent from now on, or shortly before, has been answered."""
-        seen, deadline = self.log.count(" PATCH /"), time.monotonic() + 10
-        while self.log.count(" PATCH /") <= seen:
-            assert time.monotonic() < deadline, f"no PATCH is answered:\n{self.log}"
-            time.sleep(0.02)
+    def wait_for_answers(self, count=1):
+        """Return when so many more PATCHes have been answered."""
+        wanted = self.log.count(" PATCH /") + count
+        wait_for(lambda: self.log.count(" PATCH /") >= wanted, "no PATCH is answered", 60)
 
-    def stop(self, timeout=15):
+    def stop(self, timeout=60):
         """Ask the master to end and return its exit code; kill what has not ended by then."""
-        if self.process is None:
-            return None
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -154,32 +204,46 @@ class Server:
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return [int(pid) for pid in path.read_text().split()]
 
-    @property
-    def concurrency(self):
-        return int(self.environ["WEB_CONCURRENCY"])
+    def cpu(self):
+        """Return the CPU seconds of all its processes."""
+        ticks = 0
+        for pid in (self.process.pid, *self.workers()):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def memory(self):
+        """Return the proportional set size of all its processes, in MiB."""
+        total = 0
+        for pid in (self.process.pid, *self.workers()):
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            total += int(re.search(r"^Pss:\s+(\d+)", rollup, re.MULTILINE)[1])
+        return total / 1024
 
     @property
     def log(self):
         return self.log_path.read_text(errors="replace")
-
-    def fill(self, count):
-        """Add tickets past the service; return it."""
-        other = connect(self.environ["DATABASE_URL"])
-        other.execute_sql(
-            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n "
-            f"WHERE i < {count}) INSERT INTO ticket (user_description, status) "
-            "SELECT 'n ' || i, 'closed' FROM n",
-        )
-        other.close()
-        return self
 
     @property
     def path(self):
         """The path of the database file."""
         return self.environ["DATABASE_URL"].removeprefix("sqlite:///")
 
-    def load(self, clients, seconds, tickets=1000, *options):
-        """Start tests/load.py against the service and return its process."""
+    def sql(self, statement):
+        """Run a statement past the service; return its rows as dicts."""
+        return run_sql(self.environ["DATABASE_URL"], statement)
+
+    def fill(self, count):
+        """Add tickets past the service, every third one closed; return it."""
+        self.sql(
+            f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count}) "
+            "INSERT INTO ticket (user_description, status) SELECT 'n ' || i, "
+            "CASE i - i / 3 * 3 WHEN 0 THEN 'closed' ELSE 'pending_agent' END FROM n",
+        )
+        return self
+
+    def load(self, clients, tickets=1000, seconds=120, *options):
+        """Start tests/load.py against the service and return its process, for result() or end()."""
         arguments = ["--port", self.port, "--clients", clients, "--seconds", seconds]
         arguments += ["--tickets", tickets, *options]
         return subprocess.Popen(

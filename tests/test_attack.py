@@ -46,9 +46,7 @@ BODIES = VALUES | st.dictionaries(
 class TestDocument:
     """Everything that openapi.json says, against the started service."""
 
-    @pytest.fixture
-    def database_url(self, sqlite_url):
-        return sqlite_url
+    pytestmark = pytest.mark.database("sqlite")
 
     @pytest.fixture
     def settings(self):

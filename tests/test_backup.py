@@ -10,17 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, together
+from tests.helpers import ROOT, together, wait_for
+
+pytestmark = pytest.mark.database("sqlite")
 
 README = (ROOT / "README.md").read_text()
 BACKUP, RESTORE = re.findall(r"^sqlite3 tickets\.db .*$", README, re.MULTILINE)
 CLIENTS = 8
-
-
-@pytest.fixture
-def database_url(sqlite_url):
-    """This is about SQLite."""
-    return sqlite_url
 
 
 def test_a_backup_under_load_is_whole(server):
@@ -42,8 +38,7 @@ def test_a_backup_under_load_is_whole(server):
     load = threading.Thread(target=together, args=(CLIENTS, write))
     load.start()
     try:
-        while min(acknowledged) < 20:
-            pass
+        wait_for(lambda: min(acknowledged) >= 20, "no PATCH is answered")
         before = list(acknowledged)
         folder = Path(server.path).parent
         subprocess.run(BACKUP, shell=True, cwd=folder, check=True, timeout=30)

@@ -11,6 +11,8 @@ import pytest
 
 from tests.helpers import DESCRIPTION, ROOT, TICKETS
 
+pytestmark = pytest.mark.database("sqlite")  # A client sees no difference between the databases.
+
 DOCUMENT = json.loads((ROOT / "openapi.json").read_text())
 COMPONENTS = DOCUMENT["components"]
 OPERATIONS = {
@@ -19,12 +21,6 @@ OPERATIONS = {
     for shared in [item.get("parameters", [])]
     for operation in [{"parameters": []} | each for each in item.values() if "responses" in each]
 }
-
-
-@pytest.fixture
-def database_url(sqlite_url):
-    """A client sees no difference between the databases."""
-    return sqlite_url
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def test_patches_of_different_fields_are_both_there_every_time(server, ticket_id
 
 
 def test_every_concurrent_patch_has_a_version_of_its_own(server, ticket_id):
-    """C1, P1: eight clients on one ticket; as many tags as writes."""
+    """C1, P1, V2: eight clients on one ticket; as many tags, and versions kept, as writes."""
 
     def client(number):
         connection = server.connect()
@@ -51,6 +51,8 @@ def test_every_concurrent_patch_has_a_version_of_its_own(server, ticket_id):
     tags = [tag for tags in together(8, client) for tag in tags]
     assert len(set(tags)) == len(tags) == 400
     assert server.get(ticket_id).headers["ETag"] == '"401"'
+    history = server.request("GET", f"{TICKETS}/{ticket_id}/history?limit=1000").json
+    assert [each["version"] for each in history] == list(range(401, 0, -1))
 
 
 def test_of_sixteen_patches_with_one_tag_one_applies(server, ticket_id):

@@ -3,7 +3,7 @@
 import pytest
 
 from models import Ticket, database
-from tests.helpers import TICKETS, assert_error
+from tests.helpers import TICKETS, assert_error, once
 
 CHANGED = "Ticket has changed since it was read"
 
@@ -85,6 +85,7 @@ def test_patch_of_an_unknown_ticket_stays_a_500(client, if_match):
     assert_error(close(client, f"{TICKETS}/99", if_match), 500, "Internal server error")
 
 
+@once
 def test_a_bad_body_comes_before_a_failed_condition(client, url):
     """E3."""
     response = client.patch(url, json={"status": "x"}, headers={"If-Match": '"9"'})
@@ -142,6 +143,7 @@ MALFORMED = [
 ]
 
 
+@once
 @pytest.mark.parametrize("name", ["If-Match", "If-None-Match"])
 @pytest.mark.parametrize("method", ["PATCH", "GET"])
 @pytest.mark.parametrize("value", MALFORMED, ids=lambda value: f"C2-{value[:12]!a}")
@@ -152,6 +154,7 @@ def test_a_value_that_is_no_list_of_tags_is_refused(client, url, name, method, v
     assert client.get(url).headers["ETag"] == '"1"'
 
 
+@once
 @pytest.mark.parametrize("name", ["If-Match", "If-None-Match"])
 def test_a_malformed_condition_comes_before_the_unknown_ticket(client, name):
     """E3: 400 before 500."""
@@ -216,6 +219,7 @@ def test_get_with_conditions(client, url, headers, status):
     assert client.get(url, headers=headers).status_code == status
 
 
+@once
 def test_a_list_over_two_header_lines_is_one_list(server):
     """RFC 9110, section 5.3."""
     ticket_id = server.post().json["id"]

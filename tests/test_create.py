@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.helpers import TICKETS, assert_error
+from tests.helpers import TICKETS, assert_error, once
 
 NOT_A_NUMBER = ["Not a valid number."]
 OUT_OF_RANGE = ["Must be greater than or equal to 0 and less than or equal to 1."]
@@ -70,6 +70,7 @@ def test_create_decides_the_status_by_confidence(client, confidence, status):
     assert client.post(TICKETS, json=values).json["status"] == status
 
 
+@once
 @pytest.mark.parametrize(
     ("values", "fields"),
     [
@@ -106,6 +107,7 @@ def test_create_names_a_bad_field_and_stores_nothing(client, values, fields):
     assert client.get(TICKETS).json == []
 
 
+@once
 def test_create_refuses_a_number_past_all_floats(client):
     """O4."""
     body = '{"user_description": "x", "confidence_score": 1e999}'
@@ -120,6 +122,7 @@ def test_create_takes_minus_zero_for_zero(client):
     assert '"confidence_score": 0.0,' in response.get_data(as_text=True)
 
 
+@once
 @pytest.mark.parametrize(
     "request_options", [{}, {"json": {}}, {"json": {"category": "x"}}], ids=lambda o: f"O4-{o}"
 )
@@ -128,6 +131,7 @@ def test_create_needs_a_description(client, request_options):
     assert_error(client.post(TICKETS, **request_options), 400, "Invalid field values", fields)
 
 
+@once
 def test_create_refuses_another_media_type(client):
     """O4, P12."""
     response = client.post(TICKETS, data="user_description=x", content_type="text/plain")

@@ -4,7 +4,9 @@ import hmac
 
 import pytest
 
-from tests.helpers import TICKETS, assert_error
+from tests.helpers import TICKETS, assert_error, once
+
+pytestmark = once
 
 MIB = 1024 * 1024
 NOT_JSON = "Request body is not valid JSON"
@@ -103,13 +105,6 @@ def test_a_wrong_method_is_a_json_405_with_allow(client, method, path, allow):
     assert ", ".join(sorted(response.headers["Allow"].split(", "))) == allow
 
 
-def test_an_override_of_the_method_is_ignored(client, ticket):
-    """N4 for headers: the method is the one in the request line."""
-    headers = {"X-HTTP-Method-Override": "PATCH"}
-    response = client.post(f"{TICKETS}/1", json={"status": "closed"}, headers=headers)
-    assert response.status_code == 405
-
-
 @pytest.mark.parametrize(
     ("method", "path", "options", "status"),
     [
@@ -130,15 +125,6 @@ def test_every_answer_may_be_kept_but_not_used_unasked(
     response = client.open(path, method=method, **options)
     assert response.status_code == status
     assert response.headers.getlist("Cache-Control") == ["no-cache"]
-
-
-def test_only_what_takes_patch_says_what_it_takes(client, ticket):
-    """P12."""
-    accepting = {
-        path: "Accept-Patch" in client.options(path).headers
-        for path in (f"{TICKETS}/1", TICKETS, "/api/health", f"{TICKETS}/1/history")
-    }
-    assert [path for path, accepts in accepting.items() if accepts] == [f"{TICKETS}/1"]
 
 
 def test_non_ascii_characters_stay_readable(client):

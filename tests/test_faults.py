@@ -13,45 +13,35 @@ import time
 
 import pytest
 
-from tests.helpers import lost, result, together
+from tests.helpers import TICKETS, assert_all_succeeded, end, lost, together, wait_for
+
+pytestmark = pytest.mark.database("sqlite")
 
 # Root is bound by the permissions of files only without these capabilities.
 BOUND = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
 STRACE = ["strace", "-f", "-y", "-e", "trace=pwrite64,fdatasync,fsync,sendto"]
 
 
-@pytest.fixture
-def database_url(sqlite_url):
-    """This is about SQLite."""
-    return sqlite_url
-
-
-def check(server):
-    """Return what SQLite says of the file, and the rows."""
-    connection = sqlite3.connect(server.path)
-    connection.row_factory = sqlite3.Row
-    integrity = connection.execute("PRAGMA integrity_check").fetchall()[0][0]
-    rows = connection.execute("SELECT id, category FROM ticket").fetchall()
-    connection.close()
-    return integrity, rows
+def assert_whole(server):
+    """SQLite finds nothing wrong with the file."""
+    assert server.sql("PRAGMA integrity_check") == [{"integrity_check": "ok"}]
 
 
 def test_a_kill_of_every_process_loses_nothing_acknowledged(server, full):
     """E4: at a random moment under load, again and again."""
     server.fill(100)
     for _ in range(20 if full else 4):
-        load = server.load(16, 1.5, 100)
-        time.sleep(random.uniform(0.5, 1.2))
+        load = server.load(16, 100)
+        server.wait_for_answers()
+        time.sleep(random.uniform(0, 0.5))
         server.kill()
-        found = result(load)
+        found = end(load)
         server.start()
-        integrity, rows = check(server)
-        assert integrity == "ok"
+        assert_whole(server)
         assert found["acknowledged"]
+        rows = server.sql("SELECT * FROM ticket")
         assert not lost(found["acknowledged"], found["sent"], rows)
-        with sqlite3.connect(server.path) as connection:
-            connection.execute("UPDATE ticket SET category = NULL")
-        connection.close()
+        server.sql("UPDATE ticket SET category = NULL")
 
 
 def test_an_answer_comes_after_the_sync(server, tmp_path):
@@ -82,33 +72,37 @@ def test_an_answer_comes_after_the_sync(server, tmp_path):
 
 
 def test_sigterm_under_load_answers_what_was_accepted(server):
+    """E4: the master ends by itself, and every client has had an answer to what it sent."""
     server.fill(1000)
-    load = server.load(32, 3, 1000, "--once")
-    time.sleep(1)
-    started = time.monotonic()
-    assert server.stop(10) == 0
-    assert time.monotonic() - started < 10
-    found = result(load)
-    assert set(found["statuses"]) == {200}
-    assert set(found["failures"].values()) == {0}
+    load = server.load(32, 1000, 120, "--once")
+    server.wait_for_answers(100)
+    assert server.stop() == 0
+    assert_all_succeeded(end(load))
     assert "Traceback" not in server.log
+
+
+def test_sigterm_ends_a_worker_that_cannot_end_itself(server):
+    """E4: sooner than a platform kills everything, 30 seconds after it (Heroku)."""
+    os.kill(server.workers()[0], signal.SIGSTOP)
+    assert server.stop(timeout=20) == 0
 
 
 def test_a_killed_worker_takes_nobody_along(server):
     """N1: the others go on, and the master makes a new one."""
     server.fill(1000)
-    load = server.load(32, 3)
-    time.sleep(1)
+    load = server.load(32)
+    server.wait_for_answers(100)
     killed = server.workers()[0]
     os.kill(killed, signal.SIGKILL)
-    found = result(load)
-    integrity, rows = check(server)
-    assert integrity == "ok"
+    server.wait_for_log(f"Worker (pid:{killed})")
+    server.wait_for_answers(100)
+    found = end(load)
+    assert_whole(server)
     assert set(found["statuses"]) == {200}
     failures = found["failures"]
     assert failures["not json"] == failures["refused"] == 0
-    assert 0 < failures["unanswered"] + failures["cut"] < 32  # Its own clients, at that moment.
-    assert not lost(found["acknowledged"], found["sent"], rows)
+    assert failures["unanswered"] + failures["cut"] < 32  # Its own clients, at that moment.
+    assert not lost(found["acknowledged"], found["sent"], server.sql("SELECT * FROM ticket"))
     assert len(server.workers()) == 2
     assert killed not in server.workers()
 
@@ -135,12 +129,12 @@ def test_a_full_disk_is_survived(server):
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (256 * 1024, hard))
     number = patch_until_it_fails(server)
     assert number > 0
-    reply = server.patch(1, {"category": "more", "status": "pending_agent"})
+    reply = server.patch(1, {"category": "more", "status": "closed"})
     assert reply.status == 500
     assert reply.json == {"error": "Internal server error"}
     stored = server.get(1).json
     assert stored["ai_suggested_response"].startswith(f"{number - 1} ")
-    assert (stored["category"], stored["status"]) == (None, "closed")
+    assert (stored["category"], stored["status"]) == (None, "pending_agent")
     causes, _ = failures(server)
     assert len(causes) == 2
     assert all("disk" in cause for cause in causes)
@@ -148,7 +142,7 @@ def test_a_full_disk_is_survived(server):
         resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
     for _ in range(8):
         assert server.patch(1, {"category": "more"}).status == 200
-    assert check(server)[0] == "ok"
+    assert_whole(server)
 
 
 @pytest.fixture
@@ -158,7 +152,7 @@ def bound_server(make_server):
         return make_server().start()
     if not shutil.which("setpriv"):
         pytest.skip("needs setpriv(1), or a user other than root")
-    return make_server().start(prefix=BOUND)
+    return make_server().start(behind=BOUND)
 
 
 def replace_workers(server):
@@ -166,8 +160,7 @@ def replace_workers(server):
     old = set(server.workers())
     for pid in old:
         os.kill(pid, signal.SIGKILL)
-    while len(set(server.workers()) - old) < len(old):
-        time.sleep(0.05)
+    wait_for(lambda: len(set(server.workers()) - old) == len(old), "there are no new workers")
 
 
 def test_a_read_only_file_is_survived(bound_server):
@@ -210,7 +203,7 @@ def test_an_unreadable_wal_is_survived(bound_server):
 
 def test_eight_workers_start_on_a_fresh_file(make_server, full, tmp_path):
     """And on a file of an older start; none fails, none finds it locked."""
-    for turn in range(20 if full else 2):
+    for turn in range(20 if full else 1):
         url = f"sqlite:///{tmp_path}/fresh-{turn}.db"
         for _ in range(2):
             server = make_server(WEB_CONCURRENCY="8", DATABASE_URL=url).start()
@@ -234,38 +227,33 @@ def test_several_services_start_at_once_on_a_fresh_file(make_server):
         assert "locked" not in server.log
 
 
-def memory(server):
-    """Return the proportional set size of the workers, in KiB."""
-    total = 0
-    for pid in server.workers():
-        with open(f"/proc/{pid}/smaps_rollup") as rollup:
-            total += sum(int(line.split()[1]) for line in rollup if line.startswith("Pss:"))
-    return total
-
-
-def work(server, seconds):
+def work(server, count):
     """Write with 16 clients and read the list beside them; return the largest size of the WAL."""
-    wal = 0
-    load = server.load(16, seconds)
+    wal, wanted = 0, server.log.count(" PATCH /") + count
+    load = server.load(16)
     reader = server.connect()
-    while load.poll() is None:
+    while server.log.count(" PATCH /") < wanted:
+        assert load.poll() is None
         try:
-            server.request("GET", "/api/v1/tickets?limit=1000", connection=reader)
+            server.request("GET", f"{TICKETS}?limit=1000", connection=reader)
         except http.client.HTTPException:
             reader.close()
         wal = max(wal, os.path.getsize(f"{server.path}-wal"))
     reader.close()
-    assert set(result(load)["statuses"]) == {200}
+    assert_all_succeeded(end(load))
     return wal
 
 
 def test_the_wal_and_the_memory_stay_bounded(server, full):
-    """An hour's worth of writes in a minute, beside a reader of the list."""
+    """E4: an hour's worth of writes, beside a reader of the list.
+
+    Each adds 12 KB to a log that is never reset: as many as here, 36 MB.
+    """
     server.fill(1000)
-    seconds = 60 if full else 4
+    count = 100_000 if full else 3000
     for _ in range(4):  # Each thread has its buffers only once it has worked.
-        together(100, lambda number: server.request("GET", "/api/v1/tickets?limit=1000"))
-    work(server, seconds)
-    before = memory(server)
-    assert work(server, seconds) < 16 * 1024 * 1024
-    assert memory(server) < before * 1.1 + 1024
+        together(100, lambda number: server.request("GET", f"{TICKETS}?limit=1000"))
+    work(server, count // 5)
+    before = server.memory()
+    assert work(server, count) < 16 * 1024 * 1024
+    assert server.memory() < before * 1.1 + 1

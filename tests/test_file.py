@@ -1,24 +1,18 @@
 """The file of SQLite: deleted, replaced, full or failing to sync, nothing is lost or doubled."""
 
-import contextlib
 import os
 import resource
 import shutil
-import sqlite3
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import TICKETS, lost, result, together
+from tests.helpers import TICKETS, end, lost, together
+
+pytestmark = pytest.mark.database("sqlite")
 
 GONE = "was deleted or replaced: put it back or restart"
-
-
-@pytest.fixture
-def database_url(sqlite_url):
-    """This is about SQLite."""
-    return sqlite_url
 
 
 def assert_unavailable(server):
@@ -66,20 +60,16 @@ def test_a_file_replaced_under_load_takes_no_write(server, tmp_path):
     """E4, H1: every acknowledged write is in the file that was there, and it may come back."""
     server.fill(100)
     backup, aside = f"{tmp_path}/backup.db", f"{tmp_path}/aside.db"
-    with sqlite3.connect(server.path) as connection:
-        connection.execute("VACUUM INTO ?", [backup])
-    connection.close()
-    load = server.load(16, 3, 100)
+    server.sql(f"VACUUM INTO '{backup}'")
+    load = server.load(16, 100)
     server.wait_for_answers()
     move(server.path, aside)
     os.rename(backup, server.path)
     assert_unavailable(server)
-    found = result(load)
+    found = end(load)
     assert set(found["statuses"]) == {200, 500}
-    connection = sqlite3.connect(server.path)
-    assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    assert connection.execute("SELECT max(version) FROM ticket").fetchone() == (1,)
-    connection.close()
+    assert server.sql("PRAGMA integrity_check") == [{"integrity_check": "ok"}]
+    assert server.sql("SELECT max(version) AS version FROM ticket") == [{"version": 1}]
     os.unlink(server.path)
     move(aside, server.path)
     rows = server.request("GET", f"{TICKETS}?limit=1000").json
@@ -91,14 +81,14 @@ def test_a_file_replaced_without_its_log_takes_nothing_of_it(server, tmp_path):
     """E4: the log stays beside the replacement; nothing may write one into the other."""
     server.fill(100)
     backup, aside = f"{tmp_path}/backup.db", f"{tmp_path}/aside.db"
-    with contextlib.closing(sqlite3.connect(server.path)) as connection:
-        connection.execute("VACUUM INTO ?", [backup])
+    server.sql(f"VACUUM INTO '{backup}'")
     content = Path(backup).read_bytes()
-    load = server.load(16, 3, 100)
+    load = server.load(16, 100)
     server.wait_for_answers()
     os.rename(server.path, aside)
     os.rename(backup, server.path)
-    found = result(load)
+    server.wait_for_answers(1000)
+    found = end(load)
     assert set(found["statuses"]) == {200, 500}
     assert Path(server.path).read_bytes() == content
     os.rename(aside, server.path)
@@ -162,12 +152,14 @@ def test_a_disk_that_fills_under_load_loses_nothing_acknowledged(server):
     server.fill(100)
     together(32, lambda number: server.get(1))
     limits = {pid: resource.prlimit(pid, resource.RLIMIT_FSIZE) for pid in server.workers()}
-    load = server.load(16, 3, 100)
+    load = server.load(16, 100)
     server.wait_for_answers()
     size = os.path.getsize(f"{server.path}-wal") + 400_000
     for pid, (_, hard) in limits.items():
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, hard))
-    found = result(load)
+    server.wait_for_log(" 500 ")
+    server.wait_for_answers(100)
+    found = end(load)
     for pid, limit in limits.items():
         resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
     assert set(found["statuses"]) == {200, 500}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.helpers import ROOT, TICKETS, assert_error, result, together
+from tests.helpers import ROOT, TICKETS, assert_error, end, once
 
 FIELDS = ["version", "status", "category", "ai_suggested_response", "updated_at", "updated_by"]
 
@@ -119,6 +119,7 @@ def test_history_is_whole_when_followed(client, url, query, pages):
     assert found == pages
 
 
+@once
 @pytest.mark.parametrize("ticket_id", [1, 99])
 @pytest.mark.parametrize(
     ("query", "field"),
@@ -143,44 +144,14 @@ def test_history_of_an_unknown_ticket_is_a_404(client, ticket_id):
     assert_error(client.get(f"{TICKETS}/{ticket_id}/history"), 404, "Ticket not found")
 
 
-def test_a_page_of_the_history_reads_an_index_and_sorts_nothing(app, sql, on_sqlite):
-    """L4, V4."""
-    query = "SELECT * FROM ticket_version WHERE ticket_id = 1 AND version < 9 ORDER BY version DESC"
-    if on_sqlite:
-        plan = [row["detail"] for row in sql(f"EXPLAIN QUERY PLAN {query}")]
-        assert len(plan) == 1
-        assert "USING INDEX" in plan[0]
-    else:
-        sql("SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off")
-        plan = "".join(row["QUERY PLAN"] for row in sql(f"EXPLAIN {query}"))
-        assert "Index Scan Backward" in plan
-        assert "Sort" not in plan
-
-
-def test_concurrent_patches_leave_consecutive_versions(server):
-    """V2: 8 threads x 20 PATCHes of one ticket."""
-    ticket_id = server.post().json["id"]
-
-    def client(number):
-        connection = server.connect()
-        for turn in range(20):
-            reply = server.patch(ticket_id, {"category": f"{number} {turn}"}, connection=connection)
-            assert reply.status == 200
-        connection.close()
-
-    together(8, client)
-    reply = server.request("GET", f"{TICKETS}/{ticket_id}/history?limit=1000")
-    assert [each["version"] for each in reply.json] == list(range(161, 0, -1))
-
-
 def test_kills_lose_no_version_of_an_acknowledged_patch(server, full, sql):
     """V2, E4: and none is there twice."""
     server.fill(64)
     for _ in range(20 if full else 3):
-        load = server.load(16, 2, 64)
-        server.wait_for_answers()
+        load = server.load(16, 64)
+        server.wait_for_answers(200)
         server.kill()
-        found = result(load)
+        found = end(load)
         server.start()
         kept = sql(
             "SELECT ticket_id, version, category FROM ticket_version "
@@ -223,9 +194,7 @@ class TestNames:
 class TestStatements:
     """The statements about the history that the README shows, in the words of SQLite."""
 
-    @pytest.fixture
-    def database_url(self, sqlite_url):
-        return sqlite_url
+    pytestmark = pytest.mark.database("sqlite")
 
     @pytest.fixture
     def statements(self):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.helpers import TICKETS, assert_error, together
+from tests.helpers import TICKETS, assert_error, once, together
 
 BODY = {"user_description": "x", "confidence_score": 0.5}
 OTHER = "Idempotency-Key was used for another ticket"
@@ -59,6 +59,7 @@ def test_null_and_no_confidence_are_the_same(client):
     assert post(client, "k", body).status_code == 200
 
 
+@once
 @pytest.mark.parametrize("key", ["", " ", "k" * 256, "a b", "a\tb", "\xe9", "\x7f"])
 def test_a_bad_key_is_named(client, key):
     """O5."""
@@ -66,6 +67,7 @@ def test_a_bad_key_is_named(client, key):
     assert client.get(TICKETS).json == []
 
 
+@once
 def test_the_media_type_comes_before_the_key(client):
     """O5, E3."""
     headers = {"Idempotency-Key": "a b"}
@@ -101,6 +103,7 @@ def test_sixteen_at_once_file_one_ticket(make_server):
     assert len(servers[0].request("GET", TICKETS).json) == 5
 
 
+@once
 def test_a_key_sent_twice_is_refused(server):
     """O5: WSGI joins both with a comma, which one key may hold."""
     connection = server.connect()

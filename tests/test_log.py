@@ -2,12 +2,13 @@
 
 import json
 import re
-import time
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from tests.helpers import DESCRIPTION, POSTGRESQL, ROOT, TICKETS
+from tests.helpers import DESCRIPTION, ROOT, TICKETS, once, wait_for
+
+pytestmark = once
 
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 LINE = re.compile(
@@ -22,13 +23,13 @@ def lines(server, count=1):
 
     A line is written when the answer has been sent.
     """
-    deadline = time.monotonic() + 2
-    while True:
+
+    def find():
         found = [match.groupdict() for match in LINE.finditer(server.log)]
-        found = [line for line in found if line["path"] != "/api/health"]
-        if len(found) >= count or time.monotonic() > deadline:
-            return found
-        time.sleep(0.02)
+        return [line for line in found if line["path"] != "/api/health"]
+
+    wait_for(lambda: len(find()) >= count, "there are fewer lines")
+    return find()
 
 
 @pytest.mark.parametrize(
@@ -107,6 +108,7 @@ def test_what_gunicorn_refuses_is_one_line_too(server):
     assert [(line["status"], line["id"]) for line in lines(server)] == [("400", request_id)]
 
 
+@pytest.mark.database("sqlite", "postgresql")
 def test_a_failure_is_logged_once_with_its_request(server, sql):
     """P10, E5: a traceback, and the id in the record's first line."""
     server.post()
@@ -158,13 +160,15 @@ def test_a_malformed_header_is_logged_without_its_text(make_server, header):
     assert b"s3cret" not in received
 
 
+@pytest.mark.database("sqlite", "postgresql")
 def test_the_start_names_the_version_and_the_database(server, on_sqlite):
     """E8: without a password."""
-    name = f"{server.path}, this host" if on_sqlite else f"{urlsplit(POSTGRESQL).path[1:]}, "
+    url = urlsplit(server.environ["DATABASE_URL"])
+    name = f"{server.path}, this host" if on_sqlite else f"{url.path[1:]}, {url.hostname}"
     version = json.loads((ROOT / "openapi.json").read_text())["info"]["version"]
     assert f"[INFO] [-] ticketsvc {version} on {name}" in server.log
-    assert "p@ss" not in server.log
-    assert "p%40ss" not in server.log
+    password = url.password and unquote(url.password)
+    assert password is None or password not in server.log
 
 
 @pytest.mark.parametrize(("level", "count"), [("debug", 1), ("info", 0)])
@@ -208,8 +212,10 @@ def test_a_full_stdout_spoils_no_answer(make_server, tmp_path):
     server = make_server()
     server.log_path.symlink_to("/dev/full")
     server.start(stderr=tmp_path / "stderr")
-    assert server.post().status == 201
+    for _ in range(3):
+        assert server.post().status == 201
     assert server.stop() == 0
+    assert "Traceback" not in (tmp_path / "stderr").read_text()
 
 
 def test_the_log_of_the_readme_is_real():

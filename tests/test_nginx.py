@@ -1,19 +1,18 @@
 """The service below a prefix, behind a real nginx that is set up as the README says: N7, E5, E2."""
 
-import contextlib
 import getpass
 import http.client
 import os
 import re
 import shutil
-import subprocess
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.helpers import DESCRIPTION, TICKETS, Server
+from tests.helpers import DESCRIPTION, TICKETS
 from tests.test_readme import BLOCKS
+
+pytestmark = pytest.mark.database("sqlite")  # This is about paths and headers.
 
 PREFIX = "/helpdesk"
 BELOW = f"{PREFIX}{TICKETS}"
@@ -42,32 +41,6 @@ http {{
 """
 
 
-class Nginx(Server):
-    """nginx in front of a service; what is asked of it goes through to that."""
-
-    def start(self, service, folder):
-        location = LOCATION.replace("127.0.0.1:8000", f"127.0.0.1:{service.port}")
-        user = f"user {getpass.getuser()};" if os.geteuid() == 0 else ""
-        text = CONFIGURATION.format(user=user, port=self.port, location=location)
-        (folder / "nginx.conf").write_text(text)
-        self.process = subprocess.Popen(
-            ["nginx", "-p", folder, "-c", "nginx.conf", "-e", self.log_path, "-g", "daemon off;"],
-            start_new_session=True,
-        )
-        return self
-
-
-def wait_for_health(server, prefix=PREFIX):
-    """Return when the service answers below the prefix."""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and server.process.poll() is None:
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            if server.request("GET", f"{prefix}/api/health", timeout=2).status == 200:
-                return
-        time.sleep(0.02)
-    raise AssertionError(f"{prefix}/api/health does not answer:\n{server.log}")
-
-
 def follow(server, path):
     """Return the pages from `path` to the one without a Link."""
     pages = []
@@ -81,32 +54,25 @@ def follow(server, path):
 
 
 @pytest.fixture
-def database_url(sqlite_url):
-    """This is about paths and headers."""
-    return sqlite_url
-
-
-@pytest.fixture
 def service(make_server):
     """The running service, below the prefix."""
-    service = make_server(SCRIPT_NAME=PREFIX).start(wait=False)
-    wait_for_health(service)
-    return service
+    return make_server(prefix=PREFIX, SCRIPT_NAME=PREFIX).start()
 
 
 @pytest.fixture
-def nginx(service, tmp_path):
+def nginx(service, make_server, tmp_path):
     """The running nginx in front of the service."""
     if not shutil.which("nginx"):
         pytest.skip("needs nginx(8)")
     folder = tmp_path / "nginx"
     folder.mkdir()
-    nginx = Nginx(folder, {}).start(service, folder)
-    try:
-        wait_for_health(nginx)
-        yield nginx
-    finally:
-        nginx.stop()
+    command = f"nginx -p {folder} -c nginx.conf -e stderr -g 'daemon off;'"
+    nginx = make_server(command, prefix=PREFIX)
+    location = LOCATION.replace("127.0.0.1:8000", f"127.0.0.1:{service.port}")
+    user = f"user {getpass.getuser()};" if os.geteuid() == 0 else ""
+    text = CONFIGURATION.format(user=user, port=nginx.port, location=location)
+    (folder / "nginx.conf").write_text(text)
+    return nginx.start()
 
 
 @pytest.fixture
@@ -208,8 +174,7 @@ class TestLargeBodies:
 @pytest.mark.parametrize("prefix", ["", PREFIX], ids=["without", "below"])
 def test_take_no_prefix_from_a_client(make_server, prefix):
     """N7: whatever header of its own names one."""
-    service = make_server(SCRIPT_NAME=prefix).start(wait=False)
-    wait_for_health(service, prefix)
+    service = make_server(prefix=prefix, SCRIPT_NAME=prefix).start()
     path, body = f"{prefix}{TICKETS}", {"user_description": DESCRIPTION}
     for number, header in enumerate(HEADERS, 1):
         filed = service.request("POST", path, body, {header: "/zzz"})

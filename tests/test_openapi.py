@@ -15,7 +15,9 @@ from schemas import (
     ticket_query_schema,
     ticket_schema,
 )
-from tests.helpers import ROOT
+from tests.helpers import ROOT, once
+
+pytestmark = once
 
 TEXT = (ROOT / "openapi.json").read_text()
 DOCUMENT = json.loads(TEXT)

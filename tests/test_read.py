@@ -1,11 +1,13 @@
 """Reading tickets: G1, L1 to L4; health: H1."""
 
 import re
+import time
+from datetime import datetime, timezone
 
 import pytest
 
-from database import database
-from tests.helpers import TICKETS, assert_error
+from database import NOW, database
+from tests.helpers import TICKETS, assert_error, once
 
 NOT_AN_INTEGER = ["Not a valid integer."]
 LIMIT = ["Must be greater than or equal to 1 and less than or equal to 1000."]
@@ -86,6 +88,7 @@ def test_list_narrows_by_the_query(client, seven, query, expected):
     assert ids(client.get(f"{TICKETS}?{query}")) == expected
 
 
+@once
 @pytest.mark.parametrize(
     ("query", "fields"),
     [
@@ -172,19 +175,88 @@ def test_a_page_of_large_tickets_ends_early(client, sql):
     )
 
 
-def test_a_page_reads_no_more_than_it_needs(client, seven, monkeypatch):
-    """L3, L4: the limit stands in the SQL of the service's own statement, and one more says whether
-    more follow; so do its order and its bounds, which an index serves.
-    """
-    queries = []
-    read = database.obj.read
-    monkeypatch.setattr(database.obj, "read", lambda query: queries.append(query) or read(query))
+@pytest.fixture
+def queries(client, monkeypatch):
+    """The service's own statements from now on: those it reads with, as text and parameters."""
+    found, read = [], database.obj.read
+    monkeypatch.setattr(
+        database.obj, "read", lambda query: found.append(query.sql()) or read(query)
+    )
+    return found
+
+
+def test_a_page_reads_no_more_than_it_needs(client, seven, queries):
+    """L3, L4: the limit stands in the statement; one more row says whether more follow."""
     client.get(f"{TICKETS}?limit=2&status=ai_resolved&before=7")
     client.get(f"{TICKETS}?limit=1000&after=2")
-    assert [query._limit for query in queries] == [3, 50]
-    assert "ORDER BY" in queries[0].sql()[0]
+    client.get(f"{TICKETS}/1/history?limit=3")
+    assert [sql.rpartition("LIMIT")[2].strip() for sql, _ in queries if "LIMIT" in sql] == [
+        database.param
+    ] * 3
+    assert [params[-1] for sql, params in queries if "LIMIT" in sql] == [3, 50, 4]
 
 
+@pytest.mark.parametrize(
+    ("page", "index", "bounds"),
+    [
+        pytest.param("", "ticket_pkey", 0, id="L4-first"),
+        pytest.param("?before=500", "ticket_pkey", 1, id="L4-before"),
+        pytest.param("?after=5", "ticket_pkey", 1, id="L4-after"),
+        pytest.param("?status=closed", "ticket_status_id", 1, id="L4-status"),
+        pytest.param("?status=closed&before=9", "ticket_status_id", 2, id="L4-status-before"),
+        pytest.param("?status=closed&after=9", "ticket_status_id", 2, id="L4-status-after"),
+        pytest.param("/1/history", "ticketversion_ticket_id_version", 2, id="V4"),
+        pytest.param("/1/history?before=1", "ticketversion_ticket_id_version", 2, id="V4-before"),
+    ],
+)
+def test_a_page_walks_an_index_and_sorts_nothing(
+    client, seven, queries, on_sqlite, page, index, bounds
+):
+    """L4: by the plan of the service's own statement."""
+    assert client.get(f"{TICKETS}{page}").status_code == 200
+    sql, params = queries[-1]
+    if on_sqlite:
+        plan = database.execute_sql(f"EXPLAIN QUERY PLAN {sql}", params).fetchall()
+        [detail] = [row[-1] for row in plan]  # A second one would sort.
+        assert detail.count("?") == bounds
+        assert index.replace("ticket_pkey", "INTEGER PRIMARY KEY") in detail or not bounds
+    else:
+        for kind in ("seqscan", "bitmapscan", "sort"):  # Few rows want no index.
+            database.execute_sql(f"SET enable_{kind} = off")
+        plan = database.execute_sql(f"EXPLAIN {sql}", params).fetchall()
+        details = [row[0].strip() for row in plan]
+        assert "Limit " in details[0]
+        assert re.search(rf"Index Scan (Backward )?using {index} on", details[1])
+        assert [each.partition(":")[0] for each in details[2:]] == ["Index Cond"][:bounds]
+
+
+def test_the_database_tells_the_time(client, ticket, queries, monkeypatch, on_sqlite):
+    """N3, P8, H1: no statement is given a time."""
+    written, write = [], database.obj.write
+    monkeypatch.setattr(database.obj, "write", lambda *each: written.append(each) or write(*each))
+    client.post(TICKETS, json={"user_description": "x"})
+    client.patch(f"{TICKETS}/{ticket['id']}", json={"status": "closed"})
+    client.get("/api/health")
+    given = [value for _, params in [*written, *queries] for value in params]
+    assert "closed" in given
+    assert not [value for value in given if re.search("[0-9]{4}-[0-9]{2}", str(value))]
+    clock = NOW.sqlite if on_sqlite else NOW.postgresql
+    assert clock in written[-1][0]
+    assert clock in queries[-1][0]
+
+
+def test_times_are_utc(client, ticket):
+    """N3: in the time zone of these tests, and of their database, an hour is missing."""
+    assert time.timezone == -3600
+    now = datetime.now(timezone.utc).timestamp()
+    patched = client.patch(f"{TICKETS}/{ticket['id']}", json={"status": "closed"}).json
+    health = client.get("/api/health").json
+    for text in (ticket["created_at"], patched["updated_at"], health["timestamp"]):
+        shown = datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+        assert abs(shown - now) < 1800
+
+
+@once
 @pytest.mark.parametrize(
     ("path", "statuses"),
     [(TICKETS, 200), (f"{TICKETS}/1", 200), (f"{TICKETS}/9", 404), ("/api/health", 200)],

@@ -54,25 +54,6 @@ def test_a_shell_gets_the_defaults(existing, sql):
     assert row["version"] == 1
 
 
-@pytest.mark.parametrize("where", ["", "WHERE status = 'closed'"])
-def test_a_page_reads_an_index_and_sorts_nothing(existing, sql, on_sqlite, where):
-    """L4."""
-    join = "AND" if where else "WHERE"
-    query = f"SELECT * FROM ticket {where} {join} id < 500 ORDER BY id DESC LIMIT 101"
-    if on_sqlite:
-        plan = [row["detail"] for row in sql(f"EXPLAIN QUERY PLAN {query}")]
-        index = "INDEX ticket_status_id" if where else "INTEGER PRIMARY KEY"
-        assert len(plan) == 1
-        assert plan[0].startswith("SEARCH ticket USING ")
-        assert index in plan[0]
-    else:
-        sql("SET enable_seqscan = off; SET enable_bitmapscan = off")  # Few rows want no index.
-        plan = [row["QUERY PLAN"] for row in sql(f"EXPLAIN {query}")]
-        index = "ticket_status_id" if where else "ticket_pkey"
-        assert f"Index Scan Backward using {index}" in plan[1]
-        assert "Sort" not in "".join(plan)
-
-
 def test_the_file_is_in_wal_mode(existing, sql, on_sqlite):
     """E4."""
     if on_sqlite:

