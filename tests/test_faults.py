@@ -230,7 +230,7 @@ def test_several_services_start_at_once_on_a_fresh_file(make_server):
 def work(server, count):
     """Write with 16 clients and read the list beside them; return the largest size of the WAL."""
     wal, wanted = 0, server.log.count(" PATCH /") + count
-    load = server.load(16)
+    load = server.load(16, 300)
     reader = server.connect()
     while server.log.count(" PATCH /") < wanted:
         assert load.poll() is None
@@ -249,7 +249,7 @@ def test_the_wal_and_the_memory_stay_bounded(server, full):
 
     Each adds 12 KB to a log that is never reset: as many as here, 36 MB.
     """
-    server.fill(1000)
+    server.fill(300)
     count = 100_000 if full else 3000
     for _ in range(4):  # Each thread has its buffers only once it has worked.
         together(100, lambda number: server.request("GET", f"{TICKETS}?limit=1000"))
