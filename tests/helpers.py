@@ -144,7 +144,7 @@ class Server:
         self.health = f"{prefix}/api/health"
         self.process = None
 
-    def start(self, wait=True, bind=None, behind=(), stderr=None):
+    def start(self, wait=True, bind=None, behind=(), stderr=None, pass_fds=()):
         """Run the command, `behind` another one; wait until it answers."""
         bind = bind or f"127.0.0.1:{self.port}"
         command = shlex.split(self.command.format(port=self.port, bind=bind))
@@ -157,6 +157,7 @@ class Server:
                 stdout=log,
                 stderr=errors if stderr else subprocess.STDOUT,
                 start_new_session=True,
+                pass_fds=pass_fds,
             )
         if wait:
             self.wait()

@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import time
@@ -79,6 +80,41 @@ def test_sigterm_under_load_answers_what_was_accepted(server):
     assert server.stop() == 0
     assert_all_succeeded(end(load))
     assert "Traceback" not in server.log
+
+
+def test_sigusr2_hands_over_and_refuses_nothing(server):
+    """E4: as the README says; the new master stays in the process group of the old one."""
+    server.fill(1000)
+    load = server.load(16)
+    server.wait_for_answers(100)
+    server.process.send_signal(signal.SIGUSR2)
+    wait_for(lambda: server.log.count("Booting worker") == 4, "there is no new master")
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(60) == 0
+    server.wait_for_answers(100)
+    assert_all_succeeded(end(load))
+
+
+def test_a_restart_behind_a_socket_refuses_nothing(make_server):
+    """E4: the socket of the README's unit, which systemd keeps (sd_listen_fds(3))."""
+    with socket.create_server(("127.0.0.1", 0), backlog=4096) as listener:
+        activate = f'exec 3<&{listener.fileno()}; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
+        server = make_server()
+        server.port = listener.getsockname()[1]
+
+        def start():
+            return server.start(
+                behind=["bash", "-c", activate, "bash"], pass_fds=[listener.fileno()]
+            )
+
+        start().fill(1000)
+        load = server.load(16)
+        for _ in range(2):
+            server.wait_for_answers(100)
+            assert server.stop() == 0
+            start()
+        server.wait_for_answers(100)
+        assert_all_succeeded(end(load))
 
 
 def test_sigterm_ends_a_worker_that_cannot_end_itself(server):
