@@ -67,7 +67,7 @@ class TestDocument:
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=900 if full else 200,
+            timeout=550,
         )
         print(run.stdout)
         assert run.returncode == 0, run.stdout
