@@ -1,13 +1,15 @@
 """Settings: a bad one stops the start with one line that names it."""
 
+import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
 
 import pytest
 
-from tests.helpers import ROOT, start_line
+from tests.helpers import ROOT, start_line, wait_for
 
 pytestmark = pytest.mark.database("sqlite")
 
@@ -132,6 +134,15 @@ def test_an_open_service_is_warned_of_once(make_server, tmp_path, behind, bind, 
     server.wait_for_log("Booting worker")
     server.stop()
     assert server.log.count("without a token") == warnings
+
+
+def test_a_service_opens_no_control_socket(make_server, tmp_path):
+    """Else a thread serves it at one path for every gunicorn of a user (control_socket)."""
+    server = make_server(XDG_RUNTIME_DIR=str(tmp_path)).start()
+    server.process.send_signal(signal.SIGTTIN)  # One worker more, when the start is over.
+    wait_for(lambda: len(server.workers()) == 3, "there is no third worker")
+    assert len(os.listdir(f"/proc/{server.process.pid}/task")) == 1
+    assert not list(tmp_path.glob("gunicorn*"))
 
 
 def test_a_restart_still_has_the_ticket(server):
