@@ -96,12 +96,13 @@ def test_a_writer_outside_the_service_is_waited_for(server, full, holder):
 
 def test_the_first_to_wait_is_the_first_to_be_written(app, holder):
     """E7: while the lock is held, the writes of a process stand in the order in which they came."""
-    ticket = Ticket.add({"user_description": "x"})
+    ticket, group = Ticket.add({"user_description": "x"}), database.obj
     holder.execute("BEGIN IMMEDIATE")
     with ThreadPoolExecutor(12) as pool:
         for number in range(12):
             pool.submit(Ticket.patch, ticket["id"], {"category": f"n {number}"})
-            wait_for(lambda n=number: len(database.obj._waiting) == n, "it does not wait")
+            # The first of them leads.
+            wait_for(lambda n=number: group._led and len(group._waiting) == n, "it does not wait")
         holder.execute("ROLLBACK")
     versions = Ticket.history(Ticket.find(ticket["id"]), 100)
     assert [each["category"] for each in versions] == [f"n {n}" for n in range(11, -1, -1)] + [None]
