@@ -122,6 +122,17 @@ def test_a_failure_is_logged_once_with_its_request(server, sql):
     assert "Traceback" in server.log
 
 
+def test_a_failure_outside_the_application_is_logged_too(make_server):
+    """P10, N1: with its traceback; len() stands for an application that is none."""
+    server = make_server("gunicorn builtins:len --bind {bind}").start(wait=False)
+    server.wait_for_log("Booting worker")
+    received = server.raw(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert received.startswith(b"HTTP/1.1 500 ")
+    assert received.endswith(b'{"error": "Internal server error"}\n')
+    server.wait_for_log("Request failed outside the application\nTraceback ")
+    assert [line["status"] for line in lines(server)] == ["500"]
+
+
 def test_the_log_has_no_token_and_no_body(make_server):
     """E2, at the level that says most."""
     server = make_server(TICKETSVC_TOKENS="s3cret", TICKETSVC_LOG_LEVEL="debug").start()

@@ -159,11 +159,26 @@ def test_a_unix_socket_is_served_like_a_port(make_server, tmp_path):
         wait_for(lambda line=line: line.search(server.log), "it is not logged")
 
 
-def test_the_soft_limit_of_descriptors_is_raised(server):
+def test_the_soft_limit_of_descriptors_is_raised(make_server):
     """E9: a connection needs one, and the usual soft limit is 1,024."""
+    server = make_server().start(behind=["prlimit", "--nofile=1024:4096"])
     for pid in server.workers():
-        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        assert soft == hard
+        assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (4096, 4096)
+
+
+def test_no_more_connections_are_taken_than_there_are_descriptors(make_server):
+    """E9: the others wait to be accepted; each thread needs some for its database connection."""
+    server = make_server(WEB_CONCURRENCY="1").start(behind=["prlimit", "--nofile=400:400"])
+    server.fill(1)
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(contextlib.closing(server.connect(timeout=60)))
+        for number in range(500):
+            if number < 400:
+                address = ("127.0.0.1", server.port)
+                stack.enter_context(socket.create_connection(address, 20))
+            # Between two requests the worker accepts what it has room for.
+            assert server.get(1, connection=first).status == 200
+    assert "No room for a connection" not in server.log
 
 
 def test_a_worker_without_descriptors_survives(make_server):
@@ -186,8 +201,11 @@ def test_a_worker_without_descriptors_survives(make_server):
 
 
 def test_a_worker_that_cannot_start_a_thread_survives(make_server):
-    """E9: a limit of the address space keeps stacks from being made."""
-    server = make_server(WEB_CONCURRENCY="1").start()
+    """E9: a limit of the address space keeps stacks from being made.
+
+    As many connections as it may have, which is few here, are lost to it and counted no more.
+    """
+    server = make_server(WEB_CONCURRENCY="1").start(behind=["prlimit", "--nofile=320:320"])
     server.fill(64)
     (worker,) = server.workers()
     limits = resource.prlimit(worker, resource.RLIMIT_AS)
@@ -195,10 +213,10 @@ def test_a_worker_that_cannot_start_a_thread_survives(make_server):
         size = int(statm.read().split()[0]) * resource.getpagesize()
     resource.prlimit(worker, resource.RLIMIT_AS, (size + 4 * 2**20, limits[1]))
     with contextlib.ExitStack() as stack:
-        for _ in range(40):
+        for _ in range(100):
             connection = socket.create_connection(("127.0.0.1", server.port), 5)
             stack.enter_context(connection).sendall(HALVES["half-a-body"])
-        server.wait_for_log("No room for a connection")
+        wait_for(lambda: server.log.count("No room for a connection") > 80, "there was room")
     resource.prlimit(worker, resource.RLIMIT_AS, limits)
     replies = together(64, lambda n: server.patch(n + 1, {"status": "closed"}, timeout=20))
     assert {reply.status for reply in replies} == {200}
