@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import closing
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -223,8 +224,9 @@ def test_a_full_stdout_spoils_no_answer(make_server, tmp_path):
     server = make_server()
     server.log_path.symlink_to("/dev/full")
     server.start(stderr=tmp_path / "stderr")
-    for _ in range(3):
-        assert server.post().status == 201
+    with closing(server.connect()) as connection:  # It is kept.
+        for _ in range(3):
+            assert server.post(connection=connection).status == 201
     assert server.stop() == 0
     assert "Traceback" not in (tmp_path / "stderr").read_text()
 

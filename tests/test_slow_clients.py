@@ -104,8 +104,13 @@ def test_a_client_that_does_not_read_is_cut_off(server):
 
 
 def test_a_client_that_trickles_is_cut_off(server):
-    """E9: ten seconds for the whole of a request, however many bytes come."""
+    """E9: when it takes too long for the whole of a request, and a silent one before it."""
     server.fill(1)
+    order = []
+
+    def fall_silent():
+        server.raw(HALVES["half-a-body"], timeout=60)
+        order.append("silent")
 
     def trickle(name):
         received = b""
@@ -126,10 +131,13 @@ def test_a_client_that_trickles_is_cut_off(server):
                 return not data
 
             wait_for(is_cut_off, "it was not cut off", timeout=60)
+        order.append(name)
         return received
 
     with ThreadPoolExecutor() as pool:
+        pool.submit(fall_silent)
         head, body = pool.map(trickle, ["half-a-header", "half-a-body"])
+    assert order[0] == "silent"
     assert head == b""
     assert body.startswith(b"HTTP/1.1 408 ")
     assert server.get(1).status == 200
