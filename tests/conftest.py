@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import secrets
 import sqlite3
 import time
 from contextlib import closing
@@ -53,7 +54,7 @@ def postgresql():
     """The URL of a database of this process's own."""
     if not POSTGRESQL:
         pytest.skip("set TICKETSVC_TEST_POSTGRESQL to the URL of a PostgreSQL database")
-    name = f"ticketsvc_test_{os.getpid()}"
+    name = f"ticketsvc_test_{secrets.token_hex(8)}"
     with postgresql_database(name) as url:
         run_sql(url, f"ALTER DATABASE {name} SET timezone = 'Europe/Berlin'")
         yield url
@@ -151,6 +152,8 @@ def make_server(tmp_path, database_url, settings):
 
     yield make
     for server in servers:
+        for load in server.loads:
+            load.kill()
         if server.process is not None:
             server.kill()
             if server.log_path.is_file():

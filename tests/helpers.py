@@ -142,7 +142,7 @@ class Server:
         self.environ = {"WEB_CONCURRENCY": "2", **environ}
         self.command, self.cwd = command, cwd
         self.health = f"{prefix}/api/health"
-        self.process = None
+        self.process, self.loads = None, []
 
     def start(self, wait=True, bind=None, behind=(), stderr=None, pass_fds=()):
         """Run the command, `behind` another one; wait until it answers."""
@@ -247,11 +247,9 @@ class Server:
         """Start tests/load.py against the service and return its process, for result() or end()."""
         arguments = ["--port", self.port, "--clients", clients, "--seconds", seconds]
         arguments += ["--tickets", tickets, *options]
-        return subprocess.Popen(
-            [sys.executable, ROOT / "tests" / "load.py", *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        command = [sys.executable, ROOT / "tests" / "load.py", *map(str, arguments)]
+        self.loads.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        return self.loads[-1]
 
     def connect(self, timeout=10):
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
@@ -280,7 +278,7 @@ class Server:
     def get(self, ticket_id, **options):
         return self.request("GET", f"{TICKETS}/{ticket_id}", **options)
 
-    def raw(self, data, timeout=5, shutdown=False):
+    def raw(self, data, timeout=20, shutdown=False):
         """Send bytes as they are, then an end of input if asked to; return all that comes back."""
         received = b""
         with socket.create_connection(("127.0.0.1", self.port), timeout) as connection:

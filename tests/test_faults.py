@@ -266,7 +266,7 @@ def test_several_services_start_at_once_on_a_fresh_file(make_server):
 def work(server, count):
     """Write with 16 clients and read the list beside them; return the largest size of the WAL."""
     wal, wanted = 0, server.log.count(" PATCH /") + count
-    load = server.load(16, 300)
+    load = server.load(16, 300, 500)
     reader = server.connect()
     while server.log.count(" PATCH /") < wanted:
         assert load.poll() is None

@@ -7,7 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from peewee import OperationalError
 
+from database import database
+from models import Ticket
 from tests.helpers import TICKETS, end, lost, together
 
 pytestmark = pytest.mark.database("sqlite")
@@ -96,6 +99,23 @@ def test_a_file_replaced_without_its_log_takes_nothing_of_it(server, tmp_path):
     server.kill()
     rows = server.start().request("GET", f"{TICKETS}?limit=1000").json
     assert not lost(found["acknowledged"], found["sent"], rows)
+
+
+@pytest.mark.parametrize(("moment", "version"), [("UPDATE", 1), ("COMMIT", 2)])
+def test_a_file_moved_during_a_write_fails_it(app, tmp_path, moment, version):
+    """E4: before its commit nothing is written, during it nobody is told that it was."""
+    ticket = Ticket.add({"user_description": "x"})
+    path, aside = database.obj.path, f"{tmp_path}/aside.db"
+
+    def move_at(sql):
+        if sql.startswith(moment):
+            move(path, aside)
+
+    database.obj._writer.connection().set_trace_callback(move_at)
+    with pytest.raises(OperationalError, match=GONE):
+        Ticket.patch(ticket["id"], {"category": "x"})
+    move(aside, path)
+    assert Ticket.find(ticket["id"])["version"] == version
 
 
 def test_a_restore_into_the_running_service_is_taken_up(server, tmp_path):

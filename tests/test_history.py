@@ -1,5 +1,7 @@
 """The versions of a ticket: V1 to V4."""
 
+import time
+
 import pytest
 
 from tests.helpers import ROOT, TICKETS, assert_error, end, once
@@ -62,16 +64,27 @@ def test_a_failed_patch_leaves_no_version(client, url, sql, on_sqlite):
     assert versions(client.get(f"{url}/history")) == [2, 1]
 
 
-@pytest.mark.parametrize("column", ["category", "user_description", "ai_suggested_response"])
-def test_a_change_past_the_service_is_a_version(client, url, sql, column):
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("category", "by hand"),
+        ("user_description", "by hand"),
+        ("ai_suggested_response", "by hand"),
+        ("status", "closed"),
+        ("confidence_score", 0.5),
+        ("created_at", "2020-01-01T00:00:00.000Z"),
+    ],
+)
+def test_a_change_past_the_service_is_a_version(client, url, sql, column, value):
     """V3: with the old values kept, the next version, the time and nobody's name."""
     before = client.get(url)
-    sql(f"UPDATE ticket SET {column} = 'by hand'")
+    time.sleep(0.002)  # The clock has milliseconds.
+    sql(f"UPDATE ticket SET {column} = {value!r}")
     after = client.get(url)
     assert after.headers["ETag"] == '"2"'
     assert after.json == {
         **before.json,
-        column: "by hand",
+        column: value,
         "updated_at": after.json["updated_at"],
     }
     assert after.json["updated_at"] > before.json["updated_at"]

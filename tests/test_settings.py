@@ -97,7 +97,7 @@ def test_a_file_on_a_dyno_is_warned_of_once(make_server):
 
 def test_the_started_service_ends_with_the_same_line(make_server):
     server = make_server(TICKETSVC_MISSING_STATUS="teapot").start(wait=False)
-    assert server.process.wait(10) == 1
+    assert server.process.wait(60) == 1
     assert server.log == "TICKETSVC_MISSING_STATUS must be 404 or 500\n"
 
 

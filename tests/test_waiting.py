@@ -106,3 +106,13 @@ def test_the_first_to_wait_is_the_first_to_be_written(app, holder):
         holder.execute("ROLLBACK")
     versions = Ticket.history(Ticket.find(ticket["id"]), 100)
     assert [each["category"] for each in versions] == [f"n {n}" for n in range(11, -1, -1)] + [None]
+
+
+def test_more_busy_clients_than_threads_are_served_alike(make_server, sql):
+    """E9: each has one ticket, and sends its next PATCH as soon as it has an answer."""
+    server = make_server(WEB_CONCURRENCY="1").start().fill(100)
+    load = server.load(100, 100)
+    server.wait_for_answers(2000)
+    written = [row["version"] - 1 for row in sql("SELECT version FROM ticket")]
+    assert_all_succeeded(end(load))
+    assert min(written) * 10 > max(written)
