@@ -164,9 +164,10 @@ PAGES = {
 
 def sizes(start, rounds, seconds, folder):
     """Compare 1,000 tickets, and versions of one of them, with 1,000,000."""
-    services = {"1,000": start(1000), "1,000,000": start(1_000_000)}
+    counts = {"1,000": 1000, "1,000,000": 1_000_000}
+    services = {name: start(name).fill(count) for name, count in counts.items()}
     for name, service in services.items():
-        age(service, int(name.replace(",", "")))
+        age(service, counts[name])
     found = {name: [] for name in services}
     for number in range(rounds):
         for name, service in services.items():
@@ -209,28 +210,26 @@ def main():
         # Not in /tmp, which may be memory, where a sync costs nothing.
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=ROOT / "tests")))
 
-        def start(tickets, url=None):
-            path = folder / f"{len(list(folder.glob('*.db')))}.db"
-            return run(Server(folder, {"DATABASE_URL": url or f"sqlite:///{path}"})).fill(tickets)
-
-        def run(server):
+        def start(name, *command, url=None):
+            path = folder / f"{name}.db"
+            environ = {"DATABASE_URL": url or f"sqlite:///{path}", "LIMIT_FILE": str(path)}
+            server = Server(folder, environ, *command)
             stack.callback(server.start().stop)
             return server
 
         began = time.perf_counter()
-        service = start(TICKETS)
+        service = start("ticketsvc")
         figures = {"first answer": time.perf_counter() - began}
-        bare = folder / "bare.db"
+        service.fill(TICKETS)
+        bare = folder / "limit.db"
         service.sql(f"VACUUM INTO '{bare}'")
-        environ = {"DATABASE_URL": f"sqlite:///{bare}", "LIMIT_FILE": str(bare)}
-        run_sql(environ["DATABASE_URL"], "DROP TRIGGER ticket_version_kept")
-        run_sql(environ["DATABASE_URL"], "PRAGMA journal_mode = wal")
-        command = "gunicorn benchmark:limit --bind {bind}"
-        limit = run(Server(folder, environ, command, ROOT / "tests"))
+        run_sql(f"sqlite:///{bare}", "DROP TRIGGER ticket_version_kept")
+        run_sql(f"sqlite:///{bare}", "PRAGMA journal_mode = wal")
+        limit = start("limit", "gunicorn benchmark:limit --bind {bind}", ROOT / "tests")
         services = {"ticketsvc": service, "limit": limit}
         if POSTGRESQL:
-            url = stack.enter_context(postgresql_database("ticketsvc_benchmark"))
-            services["PostgreSQL"] = start(TICKETS, url)
+            url = stack.enter_context(postgresql_database())
+            services["PostgreSQL"] = start("PostgreSQL", url=url).fill(TICKETS)
         rest = arguments.rounds, arguments.seconds, folder
         figures |= {"clients": compare(services, *rest), "growth": growth(service)}
         if not arguments.skip_sizes:

@@ -2,10 +2,10 @@
 
 import fcntl
 import os
-import secrets
 import sqlite3
 import time
 from contextlib import closing
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -22,7 +22,7 @@ from tests.helpers import (
 )
 from ticketsvc import create_app
 
-# What is right in UTC alone is wrong here, and in the service that a test starts.
+# The tests, and the services that they start, run in a time zone that is not UTC.
 os.environ["TZ"] = "Europe/Berlin"
 time.tzset()
 
@@ -54,24 +54,22 @@ def postgresql():
     """The URL of a database of this process's own."""
     if not POSTGRESQL:
         pytest.skip("set TICKETSVC_TEST_POSTGRESQL to the URL of a PostgreSQL database")
-    name = f"ticketsvc_test_{secrets.token_hex(8)}"
-    with postgresql_database(name) as url:
-        run_sql(url, f"ALTER DATABASE {name} SET timezone = 'Europe/Berlin'")
+    with postgresql_database() as url:
+        run_sql(url, f"ALTER DATABASE {urlsplit(url).path[1:]} SET timezone = 'Europe/Berlin'")
         yield url
 
 
 @pytest.fixture
 def postgresql_url(postgresql, request, tmp_path_factory):
-    """An empty database, on a server that nobody else uses where the test stops it."""
+    """The URL of an empty database; a test that is marked `alone` has the server to itself."""
     folder = tmp_path_factory.getbasetemp().parent
     alone = request.node.get_closest_marker("alone")
     with (folder / "gate.lock").open("w") as gate, (folder / "server.lock").open("w") as server:
-        fcntl.flock(gate, fcntl.LOCK_EX)  # Who waits to be alone lets nobody pass.
+        fcntl.flock(gate, fcntl.LOCK_EX)  # Behind a test that waits to be alone, no other begins.
         fcntl.flock(server, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         fcntl.flock(gate, fcntl.LOCK_UN)
-        with closing(connect(postgresql)) as other:
-            execute(other, "DROP TABLE IF EXISTS ticket, ticket_version")
-            execute(other, "DROP FUNCTION IF EXISTS ticket_version_kept")
+        run_sql(postgresql, "DROP TABLE IF EXISTS ticket, ticket_version")
+        run_sql(postgresql, "DROP FUNCTION IF EXISTS ticket_version_kept")
         yield postgresql
 
 

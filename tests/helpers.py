@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import re
+import secrets
 import shlex
 import signal
 import socket
@@ -24,11 +25,12 @@ from playhouse import db_url
 from database import database, rows_of
 
 ROOT = Path(__file__).resolve().parent.parent
-PROCFILE = (ROOT / "Procfile").read_text().removeprefix("web: ").strip()
+# The Procfile's command; Server says where it listens.
+SERVICE = (ROOT / "Procfile").read_text().removeprefix("web: ").strip() + " --bind {bind}"
 TICKETS = "/api/v1/tickets"
 POSTGRESQL = os.environ.get("TICKETSVC_TEST_POSTGRESQL")
 DESCRIPTION = "The export button does nothing"
-# For a test that never reaches the database.
+# For a test that says the same whatever the database is.
 once = pytest.mark.database("sqlite")
 
 
@@ -52,8 +54,9 @@ def run_sql(url, statement):
 
 
 @contextmanager
-def postgresql_database(name, options=""):
+def postgresql_database(options=""):
     """Make a database beside the one that the environment names; give its URL, and drop it."""
+    name = f"ticketsvc_test_{secrets.token_hex(8)}"
     run_sql(POSTGRESQL, f"CREATE DATABASE {name} {options}")
     try:
         yield urlsplit(POSTGRESQL)._replace(path=f"/{name}").geturl()
@@ -117,6 +120,11 @@ def assert_all_succeeded(found):
     assert set(found["failures"].values()) == {0}
 
 
+def assert_whole(server):
+    """SQLite finds nothing wrong with the file."""
+    assert server.sql("PRAGMA integrity_check") == [{"integrity_check": "ok"}]
+
+
 def lost(acknowledged, sent, rows):
     """Return the tickets that hold neither what was acknowledged last nor what was sent after it.
 
@@ -131,12 +139,12 @@ def lost(acknowledged, sent, rows):
 
 
 class Server:
-    """A server on a port of its own of 127.0.0.1: the service as its Procfile starts it.
+    """A server on a port of its own of 127.0.0.1: the service, or whatever `command` starts.
 
-    Another command may stand in its place, with {port} in it, or {bind}.
+    {port} and {bind} in the command stand for where it is to listen.
     """
 
-    def __init__(self, folder, environ, command=f"{PROCFILE} --bind {{bind}}", cwd=ROOT, prefix=""):
+    def __init__(self, folder, environ, command=SERVICE, cwd=ROOT, prefix=""):
         self.port = free_port()
         self.log_path = folder / f"server-{self.port}.log"
         self.environ = {"WEB_CONCURRENCY": "2", **environ}
@@ -172,7 +180,7 @@ class Server:
                 return self.request("GET", self.health, timeout=2).status == 200
 
         wait_for(answers, "the server does not answer")
-        if self.command.startswith(PROCFILE):
+        if self.command == SERVICE:
             wanted = int(self.environ["WEB_CONCURRENCY"])
             wait_for(lambda: len(self.workers()) == wanted, "there are fewer workers")
 
@@ -243,10 +251,10 @@ class Server:
         )
         return self
 
-    def load(self, clients, tickets=1000, seconds=120, *options):
+    def load(self, clients, tickets=1000, seconds=120, once=False):
         """Start tests/load.py against the service and return its process, for result() or end()."""
         arguments = ["--port", self.port, "--clients", clients, "--seconds", seconds]
-        arguments += ["--tickets", tickets, *options]
+        arguments += ["--tickets", tickets, *(["--once"] if once else [])]
         command = [sys.executable, ROOT / "tests" / "load.py", *map(str, arguments)]
         self.loads.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
         return self.loads[-1]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, assert_all_succeeded, end, together, wait_for
+from tests.helpers import ROOT, assert_all_succeeded, assert_whole, end, together, wait_for
 
 pytestmark = pytest.mark.database("sqlite")
 
@@ -71,12 +71,16 @@ def test_a_restore_brings_the_backup_back(server):
         server.wait_for_answers(100)
         subprocess.run(restore, shell=True, cwd=folder, check=True, timeout=60)
         assert_all_succeeded(end(load))
-    server.kill()
-    subprocess.run(restore, shell=True, cwd=folder, check=True, timeout=60)
-    server.start()
-    assert server.get(1).json["category"] is None
+    for killed in (False, True):
+        assert server.patch(1, {"category": "later"}).status == 200
+        if killed:
+            server.kill()
+        subprocess.run(restore, shell=True, cwd=folder, check=True, timeout=60)
+        if killed:
+            server.start()
+        assert server.get(1).json["category"] is None
     assert server.patch(1, {"category": "again"}).headers["ETag"] == '"2"'
-    assert server.sql("PRAGMA integrity_check") == [{"integrity_check": "ok"}]
+    assert_whole(server)
 
 
 def test_a_restore_of_what_is_not_there_changes_nothing(server):

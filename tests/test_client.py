@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.helpers import DESCRIPTION, ROOT, TICKETS
+from tests.helpers import DESCRIPTION, ROOT, TICKETS, once
 
-pytestmark = pytest.mark.database("sqlite")  # A client sees no difference between the databases.
+pytestmark = once
 
 DOCUMENT = json.loads((ROOT / "openapi.json").read_text())
 COMPONENTS = DOCUMENT["components"]

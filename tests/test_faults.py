@@ -14,18 +14,13 @@ import time
 
 import pytest
 
-from tests.helpers import TICKETS, assert_all_succeeded, end, lost, together, wait_for
+from tests.helpers import TICKETS, assert_all_succeeded, assert_whole, end, lost, together, wait_for
 
 pytestmark = pytest.mark.database("sqlite")
 
 # Root is bound by the permissions of files only without these capabilities.
 BOUND = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
 STRACE = ["strace", "-f", "-y", "-e", "trace=pwrite64,fdatasync,fsync,sendto"]
-
-
-def assert_whole(server):
-    """SQLite finds nothing wrong with the file."""
-    assert server.sql("PRAGMA integrity_check") == [{"integrity_check": "ok"}]
 
 
 def test_a_kill_of_every_process_loses_nothing_acknowledged(server, full):
@@ -75,7 +70,7 @@ def test_an_answer_comes_after_the_sync(server, tmp_path):
 def test_sigterm_under_load_answers_what_was_accepted(server):
     """E4: the master ends by itself, and every client has had an answer to what it sent."""
     server.fill(1000)
-    load = server.load(32, 1000, 120, "--once")
+    load = server.load(32, 1000, once=True)
     server.wait_for_answers(100)
     assert server.stop() == 0
     assert_all_succeeded(end(load))

@@ -159,7 +159,7 @@ def test_the_line_of_a_request_names_the_token(make_server):
     assert found == {("200", "alice"), ("200", "-"), ("401", "-")}
 
 
-def test_an_address_that_a_client_puts_up_is_not_logged(server):
+def test_an_address_that_a_client_claims_is_not_logged(server):
     """E5: X-Forwarded-For is a proxy's to say, one that gunicorn trusts (forwarded_allow_ips)."""
     connection = HTTPConnection("127.0.0.1", server.port, 10, ("127.0.0.2", 0))
     headers = {"X-Forwarded-For": "192.0.2.7", "X-Request-ID": "from-afar"}

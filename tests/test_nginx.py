@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.helpers import DESCRIPTION, TICKETS
+from tests.helpers import DESCRIPTION, TICKETS, once
 from tests.test_readme import BLOCKS
 
-pytestmark = pytest.mark.database("sqlite")  # This is about paths and headers.
+pytestmark = once
 
 PREFIX = "/helpdesk"
 BELOW = f"{PREFIX}{TICKETS}"

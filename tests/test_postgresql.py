@@ -80,7 +80,7 @@ def wait_for_locks(sql, count=1):
 @contextmanager
 def stopped(pids):
     """Have processes of the server stand still."""
-    control("status")
+    control("status")  # Without pg_ctl they may be another host's.
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -233,10 +233,10 @@ def test_services_start_at_once_on_an_empty_database(make_server, sql, workers):
         assert "Traceback" not in server.log
 
 
-def test_options_of_the_url_are_added_to_those_of_the_service(postgresql_url, sql):
+def test_options_of_the_url_are_added_to_those_of_the_service(database_url):
     """E4, E7: they replace none of them."""
     options = quote("-c statement_timeout=0 -c synchronous_commit=off -c work_mem=1MB")
-    create_app({"DATABASE_URL": f"{postgresql_url}?options={options}"})
+    create_app({"DATABASE_URL": f"{database_url}?options={options}"})
     shown = {
         name: database.write(f"SHOW {name}", [])[0][name]
         for name in ("statement_timeout", "synchronous_commit", "work_mem")
@@ -310,10 +310,10 @@ def test_a_locked_row_delays_the_others_only(server, held, sql):
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
-def test_an_encoding_that_cannot_hold_every_text_stops_the_start(name, encoding):
+def test_an_encoding_that_cannot_hold_every_text_stops_the_start(database_url, encoding):
     """N1."""
     options = f"ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0"
-    with postgresql_database(f"{name}_narrow", options) as url:
+    with postgresql_database(options) as url:
         line = start_line(DATABASE_URL=url)
     assert line == "DATABASE_URL: cannot be used: its encoding must be UTF8\n"
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from tests.helpers import DESCRIPTION, TICKETS
+from tests.helpers import DESCRIPTION, TICKETS, once
 
-pytestmark = pytest.mark.database("sqlite")  # This is about what stands before the application.
+pytestmark = once
 
 # The commands as they are typed in the repository's root, with the virtual environment active.
 FLASK = "flask --app ticketsvc run --port {port}"

@@ -51,7 +51,7 @@ def test_sigterm_while_writes_wait_answers_all(server, holder):
     """E7: those that wait are given up in time."""
     server.fill(1000)
     holder.execute("BEGIN IMMEDIATE")
-    load = server.load(64, 1000, 120, "--once")
+    load = server.load(64, 1000, once=True)
     server.wait_for_answers()
     load.terminate()  # It sends no more.
     assert server.stop() == 0
@@ -65,7 +65,7 @@ def test_a_stopped_worker_holds_nobody_up(server, full):
     """E7: stopped at any moment of a load; what the other accepts is answered."""
     server.fill(64)
     for _ in range(12 if full else 3):
-        load = server.load(16, 64, 120, "--once")
+        load = server.load(16, 64, once=True)
         server.wait_for_answers()
         time.sleep(random.uniform(0, 0.3))
         stopped = server.workers()[0]

@@ -11,9 +11,9 @@ from tests.helpers import DESCRIPTION, TICKETS, Server
 
 MIB = 1024 * 1024
 NOT_JSON = "Request body is not valid JSON"
+TOO_LARGE = "Request body is larger than 1 MiB"
 NOT_HTTP = "Request is not valid HTTP"
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
-UNSTORABLE = {"category": ["May not contain NUL or unpaired surrogates."]}
 
 
 @pytest.fixture(scope="module")
@@ -53,22 +53,23 @@ def split(received):
 JSON_TYPE = "Content-Type: application/json"
 CHUNKED = "Transfer-Encoding: chunked"
 FORM = "application/x-www-form-urlencoded"
-PATCHES = [
-    pytest.param(b'{"x": "' + b"x" * 2 * MIB + b'"}', JSON_TYPE, 413, None, id="2-MiB"),
-    pytest.param(b"[" * 100_000 + b"]" * 100_000, JSON_TYPE, 400, NOT_JSON, id="deep"),
-]
 
 
-@pytest.mark.parametrize(("body", "header", "status", "expected"), PATCHES)
-def test_a_bad_body_gets_the_answer_of_the_contract(service, body, header, status, expected):
-    """E1, P12, N1, N2."""
-    received = service.raw(message("PATCH", f"{TICKETS}/1", body, header))
+@pytest.mark.parametrize(
+    ("body", "status", "sentence"),
+    [
+        pytest.param(b'{"x": "' + b"x" * 2 * MIB + b'"}', 413, TOO_LARGE, id="2-MiB"),
+        pytest.param(b"[" * 100_000 + b"]" * 100_000, 400, NOT_JSON, id="deep"),
+    ],
+)
+def test_a_bad_body_gets_the_answer_of_the_contract(service, body, status, sentence):
+    """E1, N1, N2."""
+    received = service.raw(message("PATCH", f"{TICKETS}/1", body, JSON_TYPE))
     answered, headers, body = split(received)
     assert answered == status
     assert headers["content-type"] == "application/json"
-    answer = json.loads(body)
+    assert json.loads(body) == {"error": sentence}
     assert body.endswith(b"}\n")
-    assert expected in (None, answer["error"], answer.get("fields"))
     assert service.get(1).headers["ETag"] == '"1"'
 
 
@@ -274,7 +275,9 @@ def test_an_override_of_the_method_is_ignored(service):
     assert service.get(1).headers["ETag"] == '"1"'
 
 
-@pytest.mark.parametrize("media_type", ["text/plain", "multipart/form-data", FORM, None])
+@pytest.mark.parametrize(
+    "media_type", ["text/plain", "multipart/form-data; boundary=x", FORM, None]
+)
 def test_a_form_of_a_browser_changes_nothing(service, media_type):
     """P12: what a page may send to another origin without asking first (Fetch, section 4.10)."""
     before = len(service.request("GET", TICKETS).json)
