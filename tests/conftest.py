@@ -4,7 +4,7 @@ import fcntl
 import os
 import sqlite3
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from urllib.parse import urlsplit
 
 import pytest
@@ -50,24 +50,39 @@ def sqlite_url(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def postgresql():
-    """The URL of a database of this process's own."""
+def turn(tmp_path_factory):
+    """Return a context that holds a lock on the server which all test processes share."""
+    folder = tmp_path_factory.getbasetemp().parent
+
+    @contextmanager
+    def wait(lock):
+        with (folder / "gate.lock").open("w") as gate, (folder / "server.lock").open("w") as server:
+            fcntl.flock(gate, fcntl.LOCK_EX)  # Behind one that waits to be alone, no other begins.
+            fcntl.flock(server, lock)
+            fcntl.flock(gate, fcntl.LOCK_UN)
+            yield
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def postgresql(turn):
+    """The URL of a database of this process's own; another's test may have the server stopped."""
     if not POSTGRESQL:
         pytest.skip("set TICKETSVC_TEST_POSTGRESQL to the URL of a PostgreSQL database")
-    with postgresql_database() as url:
-        run_sql(url, f"ALTER DATABASE {urlsplit(url).path[1:]} SET timezone = 'Europe/Berlin'")
+    with ExitStack() as made:
+        with turn(fcntl.LOCK_SH):
+            url = made.enter_context(postgresql_database())
+            run_sql(url, f"ALTER DATABASE {urlsplit(url).path[1:]} SET timezone = 'Europe/Berlin'")
         yield url
+        with turn(fcntl.LOCK_SH):
+            made.close()
 
 
 @pytest.fixture
-def postgresql_url(postgresql, request, tmp_path_factory):
+def postgresql_url(postgresql, request, turn):
     """The URL of an empty database; a test that is marked `alone` has the server to itself."""
-    folder = tmp_path_factory.getbasetemp().parent
-    alone = request.node.get_closest_marker("alone")
-    with (folder / "gate.lock").open("w") as gate, (folder / "server.lock").open("w") as server:
-        fcntl.flock(gate, fcntl.LOCK_EX)  # Behind a test that waits to be alone, no other begins.
-        fcntl.flock(server, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-        fcntl.flock(gate, fcntl.LOCK_UN)
+    with turn(fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH):
         run_sql(postgresql, "DROP TABLE IF EXISTS ticket, ticket_version")
         run_sql(postgresql, "DROP FUNCTION IF EXISTS ticket_version_kept")
         yield postgresql
