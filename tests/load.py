@@ -7,6 +7,7 @@ to the service meanwhile.
 
 import argparse
 import asyncio
+import collections
 import contextlib
 import itertools
 import json
@@ -73,7 +74,7 @@ class Load:
         )
         self.sent, self.acknowledged, self.statuses = {}, {}, {}
         self.tasks = set()
-        self.failures = {"cut": 0, "unanswered": 0, "refused": 0, "not json": 0}
+        self.failures = collections.Counter()
 
     def answered(self, client, status, body):
         self.statuses[status] = self.statuses.get(status, 0) + 1

@@ -130,9 +130,8 @@ def test_a_killed_worker_takes_nobody_along(server):
     found = end(load)
     assert_whole(server)
     assert set(found["statuses"]) == {200}
-    failures = found["failures"]
-    assert failures["not json"] == failures["refused"] == 0
-    assert failures["unanswered"] + failures["cut"] < 32  # Its own clients, at that moment.
+    assert set(found["failures"]) <= {"unanswered", "cut"}
+    assert sum(found["failures"].values()) < 32  # Its own clients, at that moment.
     assert not lost(found["acknowledged"], found["sent"], server.sql("SELECT * FROM ticket"))
     assert len(server.workers()) == 2
     assert killed not in server.workers()

@@ -2,7 +2,6 @@
 
 import os
 import random
-import re
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -30,19 +29,24 @@ def test_a_write_that_is_given_up_is_never_written(server, holder, sql):
     assert rows == [{"category": "later", "version": 2}] * 16
 
 
-def test_reading_goes_on_while_any_number_of_writes_wait(server, holder):
+def test_reading_goes_on_while_any_number_of_writes_wait(make_server, holder):
     """E7: more of them than there are threads; a read waits for less than the write in front."""
-    server.fill(1000)
+    server = make_server(WEB_CONCURRENCY="1").start().fill(1000)
     holder.execute("BEGIN IMMEDIATE")
-    load = server.load(200)
+    load = server.load(100)
     server.wait_for_answers()
+
+    def is_sooner(path):
+        before = server.log.count("failed: database is locked\n")
+        assert server.request("GET", path, timeout=60).status == 200
+        return server.log.count("failed: database is locked\n") == before
+
+    # Now and then one is given up while they go on, but not before each of them.
     paths = [f"{TICKETS}/1", "/api/health"] * 4
-    assert {server.request("GET", path, timeout=60).status for path in paths} == {200}
-    in_front = re.findall("failed: database is locked$", server.log, re.MULTILINE)
-    assert len(in_front) < len(paths)
+    wait_for(lambda: all(map(is_sooner, paths)), "writes in front are given up before reads", 60)
     found = end(load)
     assert set(found["statuses"]) == {500}
-    assert set(found["failures"].values()) == {0}
+    assert found["failures"] == {}
     holder.execute("ROLLBACK")
     assert server.patch(1, {"category": "later"}).status == 200
 
@@ -57,7 +61,7 @@ def test_sigterm_while_writes_wait_answers_all(server, holder):
     assert server.stop() == 0
     found = result(load)
     assert set(found["statuses"]) == {500}
-    assert set(found["failures"].values()) == {0}
+    assert found["failures"] == {}
     assert "Traceback" in server.log
 
 
