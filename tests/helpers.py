@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -145,7 +146,7 @@ class Server:
     """
 
     def __init__(self, folder, environ, command=SERVICE, cwd=ROOT, prefix=""):
-        self.port = free_port()
+        self.port = free_port(self)
         self.log_path = folder / f"server-{self.port}.log"
         self.environ = {"WEB_CONCURRENCY": "2", **environ}
         self.command, self.cwd = command, cwd
@@ -301,10 +302,17 @@ class Server:
         return received
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def free_port(owner=sys):
+    """Return a port that no other process gets while its owner lives: it is bound already.
+
+    A server may still listen on it (socket(7), SO_REUSEADDR).
+    """
+    probe = socket.socket()
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    probe.bind(("127.0.0.1", 0))
+    port = probe.getsockname()[1]
+    weakref.finalize(owner, os.close, probe.detach())
+    return port
 
 
 def start_line(first="", **environ):

@@ -62,7 +62,7 @@ class TestDocument:
                 *("run", ROOT / "openapi.json", "--url", f"http://127.0.0.1:{server.port}"),
                 *("--header", "Authorization: Bearer s3cret", "--checks", "all"),
                 *("--seed", str(SEED), "--max-examples", "300" if full else "20"),
-                *("--continue-on-failure", "--no-color"),
+                *("--continue-on-failure", "--no-color", "--suppress-health-check", "too_slow"),
             ],
             cwd=tmp_path,
             capture_output=True,
