@@ -91,7 +91,7 @@ class Reply:
         return json.loads(self.body)
 
 
-def wait_for(condition, what, timeout=30):
+def wait_for(condition, what, timeout=60):
     """Return what `condition()` returns once that is true; fail when it is not in time."""
     deadline = time.monotonic() + timeout
     while not (found := condition()):
@@ -192,7 +192,7 @@ class Server:
     def wait_for_answers(self, count=1):
         """Return when so many more PATCHes have been answered."""
         wanted = self.log.count(" PATCH /") + count
-        wait_for(lambda: self.log.count(" PATCH /") >= wanted, "no PATCH is answered", 60)
+        wait_for(lambda: self.log.count(" PATCH /") >= wanted, "no PATCH is answered")
 
     def stop(self, timeout=60):
         """Ask the master to end and return its exit code; kill what has not ended by then."""
@@ -260,10 +260,10 @@ class Server:
         self.loads.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
         return self.loads[-1]
 
-    def connect(self, timeout=10):
+    def connect(self, timeout=30):
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
 
-    def request(self, method, path, body=None, headers=None, timeout=10, connection=None):
+    def request(self, method, path, body=None, headers=None, timeout=30, connection=None):
         """Send one request, a dict as JSON; without a connection, on one of its own."""
         headers = dict(headers or {})
         if isinstance(body, dict):

@@ -150,9 +150,7 @@ def test_a_failing_sync_doubles_no_write(server, sql):
     for tracer in tracers:
         assert b"attached" in tracer.stderr.readline()
     try:
-        replies = together(
-            64, lambda number: server.post({"user_description": f"n {number}"}, timeout=30)
-        )
+        replies = together(64, lambda number: server.post({"user_description": f"n {number}"}))
     finally:
         for tracer in tracers:
             tracer.terminate()

@@ -162,7 +162,7 @@ class TestLargeBodies:
         headers = {"Content-Type": "application/json", **headers}
 
         def send(number):
-            reply = nginx.request("PATCH", f"{BELOW}/1", LARGE, headers, timeout=30)
+            reply = nginx.request("PATCH", f"{BELOW}/1", LARGE, headers)
             return reply.status, reply.headers["Content-Type"], reply.body.decode()
 
         with ThreadPoolExecutor(16) as pool:

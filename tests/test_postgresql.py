@@ -197,8 +197,8 @@ def test_a_silent_database_is_a_500_meanwhile(server, sql):
 
     def ask(number):
         if number % 8 == 0:
-            return server.request("GET", "/api/health", timeout=30).status
-        return server.patch(1, {"status": "closed"}, timeout=30).status
+            return server.request("GET", "/api/health").status
+        return server.patch(1, {"status": "closed"}).status
 
     with stopped([postmaster, *pids]):
         statuses = together(64, ask)
@@ -216,8 +216,8 @@ def test_a_write_that_was_given_up_is_not_written_later(make_server, sql):
     server.patch(1, {"category": "first"})
     pids = backends(sql)
     with stopped(pids):
-        assert server.patch(1, {"category": "given up"}, timeout=30).status == 500
-        assert server.patch(1, {"category": "newer"}, timeout=30).status == 200
+        assert server.patch(1, {"category": "given up"}).status == 500
+        assert server.patch(1, {"category": "newer"}).status == 200
     wait_for(lambda: not set(pids) & set(backends(sql)), "they have not seen their end")
     assert server.get(1).json["category"] == "newer"
     assert sql("SELECT version FROM ticket") == [{"version": 3}]
@@ -292,7 +292,7 @@ def test_a_locked_row_delays_the_others_only(server, held, sql):
 
     def retry(number):
         while not over.is_set():
-            assert server.patch(1, {"status": "closed"}, timeout=30).status == 500
+            assert server.patch(1, {"status": "closed"}).status == 500
 
     with held("SELECT * FROM ticket WHERE id = 1 FOR UPDATE"):
         clients = threading.Thread(target=together, args=(16, retry))
@@ -300,9 +300,9 @@ def test_a_locked_row_delays_the_others_only(server, held, sql):
         wait_for_locks(sql, 8)
         try:
             for _ in range(2):
-                assert server.patch(2, {"status": "closed"}, timeout=30).status == 200
-                assert server.get(1, timeout=30).status == 200
-                assert server.request("GET", "/api/health", timeout=30).status == 200
+                assert server.patch(2, {"status": "closed"}).status == 200
+                assert server.get(1).status == 200
+                assert server.request("GET", "/api/health").status == 200
         finally:
             over.set()
             clients.join()

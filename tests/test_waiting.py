@@ -19,7 +19,7 @@ def test_a_write_that_is_given_up_is_never_written(server, holder, sql):
     """E7: each that waits is a 500 while the lock is still held; those after it are 200."""
     server.fill(16)
     holder.execute("BEGIN IMMEDIATE")
-    replies = together(16, lambda n: server.patch(n + 1, {"category": "given up"}, timeout=30))
+    replies = together(16, lambda n: server.patch(n + 1, {"category": "given up"}))
     holder.execute("ROLLBACK")
     assert {reply.status for reply in replies} == {500}
     assert server.log.count("failed: database is locked") == 16
@@ -43,7 +43,7 @@ def test_reading_goes_on_while_any_number_of_writes_wait(make_server, holder):
 
     # Now and then one is given up while they go on, but not before each of them.
     paths = [f"{TICKETS}/1", "/api/health"] * 4
-    wait_for(lambda: all(map(is_sooner, paths)), "writes in front are given up before reads", 60)
+    wait_for(lambda: all(map(is_sooner, paths)), "writes in front are given up before reads")
     found = end(load)
     assert set(found["statuses"]) == {500}
     assert found["failures"] == {}
