@@ -52,7 +52,9 @@ def sqlite_url(tmp_path):
 @pytest.fixture(scope="session")
 def turn(tmp_path_factory):
     """Return a context that holds a lock on the server which all test processes share."""
-    folder = tmp_path_factory.getbasetemp().parent
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
 
     @contextmanager
     def wait(lock):
@@ -148,7 +150,7 @@ def row(sql):
 def holder(database_url):
     """A connection of another program that may take the write lock away from the service."""
     path = database_url.removeprefix("sqlite:///")
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, 60, isolation_level=None, check_same_thread=False)
     yield connection
     connection.close()
 
@@ -166,7 +168,8 @@ def make_server(tmp_path, database_url, settings):
     yield make
     for server in servers:
         for load in server.loads:
-            load.kill()
+            with load:
+                load.kill()
         if server.process is not None:
             server.kill()
             if server.log_path.is_file():

@@ -183,7 +183,7 @@ class Server:
         wait_for(answers, "the server does not answer")
         if self.command == SERVICE:
             wanted = int(self.environ["WEB_CONCURRENCY"])
-            wait_for(lambda: len(self.workers()) == wanted, "there are fewer workers")
+            wait_for(lambda: sum(map(accepts, self.workers())) == wanted, "there are fewer workers")
 
     def wait_for_log(self, text):
         """Return when `text` stands in the log."""
@@ -208,6 +208,27 @@ class Server:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+    @contextmanager
+    def clock(self):
+        """Give a list that grows by one each time that an idle connection is closed, after 5 s.
+
+        What is due sooner or later is compared with it: the service is as late with both.
+        """
+        ticks, over = [], threading.Event()
+
+        def tick():
+            while not over.is_set():
+                self.raw(b"", timeout=60)
+                ticks.append(5)
+
+        thread = threading.Thread(target=tick)
+        thread.start()
+        try:
+            yield ticks
+        finally:
+            over.set()
+            thread.join()
 
     def workers(self):
         """Return the process ids of the workers."""
@@ -313,6 +334,14 @@ def free_port(owner=sys):
     port = probe.getsockname()[1]
     weakref.finalize(owner, os.close, probe.detach())
     return port
+
+
+def accepts(pid):
+    """Whether a worker has booted: its poller knows a listener beside the queue of callbacks."""
+    folder = Path(f"/proc/{pid}/fdinfo")
+    with contextlib.suppress(OSError):
+        return any(file.read_text().count("tfd:") > 1 for file in folder.iterdir())
+    return False
 
 
 def start_line(first="", **environ):

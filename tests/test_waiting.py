@@ -99,8 +99,9 @@ def test_a_writer_outside_the_service_is_waited_for(server, full, holder):
 
 
 def test_the_first_to_wait_is_the_first_to_be_written(app, holder):
-    """E7: while the lock is held, the writes of a process stand in the order in which they came."""
-    ticket, group = Ticket.add({"user_description": "x"}), database.obj
+    """E7: the writes of a process are one transaction, in the order in which they came."""
+    ticket, group, run = Ticket.add({"user_description": "x"}), database.obj, []
+    group._writer.connection().set_trace_callback(run.append)
     holder.execute("BEGIN IMMEDIATE")
     with ThreadPoolExecutor(12) as pool:
         for number in range(12):
@@ -110,6 +111,7 @@ def test_the_first_to_wait_is_the_first_to_be_written(app, holder):
         holder.execute("ROLLBACK")
     versions = Ticket.history(Ticket.find(ticket["id"]), 100)
     assert [each["category"] for each in versions] == [f"n {n}" for n in range(11, -1, -1)] + [None]
+    assert run.count("COMMIT") == 1
 
 
 def test_more_busy_clients_than_threads_are_served_alike(make_server, sql):
