@@ -5,13 +5,17 @@ import shutil
 import sqlite3
 import subprocess
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, assert_all_succeeded, assert_whole, end, together, wait_for
+from tests.helpers import ROOT, TICKETS, assert_all_succeeded, assert_whole, end, together, wait_for
 
-pytestmark = pytest.mark.database("sqlite")
+pytestmark = [
+    pytest.mark.database("sqlite"),
+    pytest.mark.skipif(not shutil.which("sqlite3"), reason="needs sqlite3(1)"),
+]
 
 README = (ROOT / "README.md").read_text()
 BACKUP, RESTORE = re.findall(r"^sqlite3 .*$", README, re.MULTILINE)
@@ -22,8 +26,6 @@ CLIENTS = 8
 @pytest.mark.parametrize("command", [BACKUP, CRON], ids=["by hand", "by cron"])
 def test_a_backup_under_load_is_whole(server, command):
     """E4: by the README's own command."""
-    if not shutil.which("sqlite3"):
-        pytest.skip("needs sqlite3(1)")
     server.fill(20_000)
     acknowledged, over = [0] * CLIENTS, threading.Event()
 
@@ -59,8 +61,6 @@ def test_a_backup_under_load_is_whole(server, command):
 
 def test_a_restore_brings_the_backup_back(server):
     """E4: by the README's own commands, under load and after the service was killed."""
-    if not shutil.which("sqlite3"):
-        pytest.skip("needs sqlite3(1)")
     folder = Path(server.path).parent
     server.fill(16)
     subprocess.run(BACKUP, shell=True, cwd=folder, check=True, timeout=60)
@@ -85,10 +85,30 @@ def test_a_restore_brings_the_backup_back(server):
 
 def test_a_restore_of_what_is_not_there_changes_nothing(server):
     """E4: sqlite3(1) by itself would make an empty file, and restore that."""
-    if not shutil.which("sqlite3"):
-        pytest.skip("needs sqlite3(1)")
     server.post()
     run = subprocess.run(RESTORE, shell=True, cwd=Path(server.path).parent, timeout=60)
     assert run.returncode != 0
     assert server.get(1).status == 200
     assert not list(Path(server.path).parent.glob("*backup*"))
+
+
+@pytest.mark.parametrize("command", [BACKUP, CRON, RESTORE], ids=["by hand", "by cron", "restore"])
+def test_where_no_database_is_none_is_made(tmp_path, command):
+    """E4: sqlite3(1) by itself would make an empty one, and say nothing."""
+    sqlite3.connect(tmp_path / "backup-2026-11-24.db").close()
+    run = subprocess.run(command, shell=True, cwd=tmp_path, timeout=60)
+    assert run.returncode != 0
+    assert [path.name for path in tmp_path.iterdir()] == ["backup-2026-11-24.db"]
+
+
+def test_a_backup_of_an_older_version_is_good_after_a_restart(server):
+    """The start brings it up to date."""
+    folder = Path(server.path).parent
+    with closing(sqlite3.connect(folder / "backup-2026-11-24.db")) as old:
+        old.executescript((ROOT / "tests" / "old_sqlite.sql").read_text())
+    subprocess.run(RESTORE, shell=True, cwd=folder, check=True, timeout=60)
+    server.stop()
+    server.start()
+    assert server.patch(1, {"status": "closed"}).status == 200
+    assert len(server.request("GET", f"{TICKETS}/1/history").json) == 2
+    assert_whole(server)
