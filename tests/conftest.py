@@ -51,7 +51,7 @@ def sqlite_url(tmp_path):
 
 @pytest.fixture(scope="session")
 def turn(tmp_path_factory):
-    """Return a context that holds a lock on the server which all test processes share."""
+    """Return a context that holds a lock, shared or exclusive, on the one PostgreSQL server."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
@@ -69,7 +69,10 @@ def turn(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def postgresql(turn):
-    """The URL of a database of this process's own; another's test may have the server stopped."""
+    """The URL of a database of this process's own.
+
+    It is made and dropped while no test of another process has the server stopped.
+    """
     if not POSTGRESQL:
         pytest.skip("set TICKETSVC_TEST_POSTGRESQL to the URL of a PostgreSQL database")
     with ExitStack() as made:

@@ -5,11 +5,11 @@ import shutil
 import sqlite3
 import subprocess
 import threading
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from tests import test_upgrade
 from tests.helpers import ROOT, TICKETS, assert_all_succeeded, assert_whole, end, together, wait_for
 
 pytestmark = [
@@ -104,8 +104,7 @@ def test_where_no_database_is_none_is_made(tmp_path, command):
 def test_a_backup_of_an_older_version_is_good_after_a_restart(server):
     """The start brings it up to date."""
     folder = Path(server.path).parent
-    with closing(sqlite3.connect(folder / "backup-2026-11-24.db")) as old:
-        old.executescript((ROOT / "tests" / "old_sqlite.sql").read_text())
+    test_upgrade.load(f"sqlite:///{folder}/backup-2026-11-24.db")
     subprocess.run(RESTORE, shell=True, cwd=folder, check=True, timeout=60)
     server.stop()
     server.start()

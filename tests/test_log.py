@@ -206,6 +206,7 @@ def test_health_requests_are_logged_in_detail_only(make_server, level, count):
     assert len(lines(server)) == 1
     if count:
         server.wait_for_log(" watch-1\n")
+    assert server.log.count("GET /api/health 200") >= count
     assert server.log.count("watch-1") == count
 
 

@@ -82,10 +82,10 @@ def stopped(pids):
     """Have processes of the server stand still."""
     control("status")  # Without pg_ctl they may be another host's.
 
-    def send(number):
+    def send(signal_number):
         for pid in pids:
             with suppress(ProcessLookupError):  # It has ended by itself.
-                os.kill(pid, number)
+                os.kill(pid, signal_number)
 
     try:
         send(signal.SIGSTOP)

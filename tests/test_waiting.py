@@ -41,7 +41,7 @@ def test_reading_goes_on_while_any_number_of_writes_wait(make_server, holder):
         assert server.request("GET", path, timeout=60).status == 200
         return server.log.count("failed: database is locked\n") == before
 
-    # Now and then one is given up while they go on, but not before each of them.
+    # Every 5 seconds writes are given up, but most reads are answered between two such moments.
     paths = [f"{TICKETS}/1", "/api/health"] * 4
     wait_for(lambda: all(map(is_sooner, paths)), "writes in front are given up before reads")
     found = end(load)
