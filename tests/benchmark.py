@@ -37,9 +37,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-if __name__ == "__main__":  # What serves as the limit has nothing of the service in memory.
+if (
+    __name__ == "__main__"
+):  # What serves as the limit has nothing of the service in memory.
     sys.path.insert(0, str(ROOT))
-    from tests.helpers import POSTGRESQL, Server, postgresql_database, run_sql
+    from tests.helpers.databases import POSTGRESQL, postgresql_database, run_sql
+    from tests.helpers.load import cpu, memory
+    from tests.helpers.server import Server
 
 CLIENTS = (1, 16, 64)
 TICKETS = 1000
@@ -73,7 +77,9 @@ def limit(environ, start_response):
     """The least a PATCH can be: a WSGI function around sqlite3, one connection to a process."""
     global _connection
     if _connection is None:
-        _connection = sqlite3.connect(os.environ["LIMIT_FILE"], isolation_level=None, timeout=5)
+        _connection = sqlite3.connect(
+            os.environ["LIMIT_FILE"], isolation_level=None, timeout=5
+        )
         _connection.execute("PRAGMA synchronous = full")
     match = PATH.fullmatch(environ["PATH_INFO"])
     if environ["REQUEST_METHOD"] == "GET":
@@ -97,12 +103,14 @@ def age(service, count):
         "INSERT INTO ticket_version (ticket_id, version, status, category, updated_at) "
         "SELECT 1, i, 'closed', 'n ' || i, '2026-11-24T00:00:00.000Z' FROM n"
     )
-    service.sql(f"UPDATE ticket SET status = 'closed', version = {count + 1} WHERE id = 1")
+    service.sql(
+        f"UPDATE ticket SET status = 'closed', version = {count + 1} WHERE id = 1"
+    )
 
 
 def drive(service, clients, seconds, folder):
     """Load the service and return its figures; end with a message where an answer was not 200."""
-    cpu = service.cpu()
+    used = cpu(service)
     script = folder / "patch.lua"
     script.write_text(WRK_SCRIPT % TICKETS)
     command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "10s"]
@@ -116,7 +124,8 @@ def drive(service, clients, seconds, folder):
     wrong = [
         ticket_id
         for ticket_id, value in values.items()
-        if (value and value % TICKETS + 1 != ticket_id) or value < requests - clients - 2 * TICKETS
+        if (value and value % TICKETS + 1 != ticket_id)
+        or value < requests - clients - 2 * TICKETS
     ]
     if found["errors"] or wrong:
         raise SystemExit(f"{found['errors']} bad answers, {len(wrong)} lost values")
@@ -124,13 +133,15 @@ def drive(service, clients, seconds, folder):
         "throughput": requests / found["seconds"],
         "p50": found["p50"] * 1000,
         "p99": found["p99"] * 1000,
-        "cpu": (service.cpu() - cpu) / requests * 1e6,
-        "memory": service.memory(),
+        "cpu": (cpu(service) - used) / requests * 1e6,
+        "memory": memory(service),
     }
 
 
 def medians(rounds):
-    return {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
+    return {
+        name: statistics.median(each[name] for each in rounds) for name in rounds[0]
+    }
 
 
 def progress(text):
@@ -146,7 +157,9 @@ def compare(services, rounds, seconds, folder):
             for name, service in services.items():
                 found[name].append(drive(service, clients, seconds, folder))
                 latest = found[name][-1]["throughput"]
-                progress(f"{clients} clients, round {number + 1}, {name}: {latest:.0f}/s")
+                progress(
+                    f"{clients} clients, round {number + 1}, {name}: {latest:.0f}/s"
+                )
         figures[clients] = {name: medians(each) for name, each in found.items()}
     return figures
 
@@ -201,18 +214,29 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=5, help="of each load")
-    parser.add_argument("--json", action="store_true", help="print the figures for machines")
-    parser.add_argument("--skip-sizes", action="store_true", help="leave the large file out")
+    parser.add_argument(
+        "--json", action="store_true", help="print the figures for machines"
+    )
+    parser.add_argument(
+        "--skip-sizes", action="store_true", help="leave the large file out"
+    )
     arguments = parser.parse_args()
     if not shutil.which("wrk"):
-        raise SystemExit("needs wrk: a loader that costs more hides what the service costs")
+        raise SystemExit(
+            "needs wrk: a loader that costs more hides what the service costs"
+        )
     with ExitStack() as stack:
         # Not in /tmp, which may be memory, where a sync costs nothing.
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=ROOT / "tests")))
+        folder = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(dir=ROOT / "tests"))
+        )
 
         def start(name, *command, url=None):
             path = folder / f"{name}.db"
-            environ = {"DATABASE_URL": url or f"sqlite:///{path}", "LIMIT_FILE": str(path)}
+            environ = {
+                "DATABASE_URL": url or f"sqlite:///{path}",
+                "LIMIT_FILE": str(path),
+            }
             server = Server(folder, environ, *command)
             stack.callback(server.start().stop)
             return server
@@ -242,7 +266,9 @@ def main():
 
 def report(figures):
     print(f"first answer {figures['first answer']:.2f} s after the start")
-    print("clients  name         PATCH/s  ratio  p50 ms  p99 ms  ratio  CPU us  ratio  MiB")
+    print(
+        "clients  name         PATCH/s  ratio  p50 ms  p99 ms  ratio  CPU us  ratio  MiB"
+    )
     for clients, found in figures["clients"].items():
         base = found["limit"]
         for name, f in found.items():
@@ -254,7 +280,10 @@ def report(figures):
             )
     if "sizes" in figures:
         (small, f), (large, g) = figures["sizes"].items()
-        print(f"{large} / {small}: PATCH/s {g['throughput'] / f['throughput']:.2f}, ", end="")
+        print(
+            f"{large} / {small}: PATCH/s {g['throughput'] / f['throughput']:.2f}, ",
+            end="",
+        )
         print(f"CPU {g['cpu'] / f['cpu']:.2f}, page ", end="")
         print("; ".join(f"{n} {g['pages'][n] / f['pages'][n]:.2f}" for n in f["pages"]))
     print(f"{figures['growth']:.0f} bytes of the file for each version kept")

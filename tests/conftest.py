@@ -9,17 +9,17 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.helpers import (
-    DESCRIPTION,
+from tests.helpers.contract import DESCRIPTION, TICKETS
+from tests.helpers.databases import (
     POSTGRESQL,
-    TICKETS,
-    Server,
     close_connections,
     connect,
     execute,
     postgresql_database,
     run_sql,
 )
+from tests.helpers.load import Load
+from tests.helpers.server import Server
 from ticketsvc import create_app
 
 # The tests, and the services that they start, run in a time zone that is not UTC.
@@ -28,14 +28,18 @@ time.tzset()
 
 
 def pytest_addoption(parser):
-    parser.addoption("--full", action="store_true", help="run the slow tests at full length")
+    parser.addoption(
+        "--full", action="store_true", help="run the slow tests at full length"
+    )
 
 
 def pytest_generate_tests(metafunc):
     """Run each test on both databases, or on the one that its marker names."""
     if "kind" in metafunc.fixturenames:
         marker = metafunc.definition.get_closest_marker("database")
-        metafunc.parametrize("kind", marker.args if marker else ["sqlite", "postgresql"])
+        metafunc.parametrize(
+            "kind", marker.args if marker else ["sqlite", "postgresql"]
+        )
 
 
 @pytest.fixture
@@ -58,8 +62,13 @@ def turn(tmp_path_factory):
 
     @contextmanager
     def wait(lock):
-        with (folder / "gate.lock").open("w") as gate, (folder / "server.lock").open("w") as server:
-            fcntl.flock(gate, fcntl.LOCK_EX)  # Behind one that waits to be alone, no other begins.
+        with (
+            (folder / "gate.lock").open("w") as gate,
+            (folder / "server.lock").open("w") as server,
+        ):
+            fcntl.flock(
+                gate, fcntl.LOCK_EX
+            )  # Behind one that waits to be alone, no other begins.
             fcntl.flock(server, lock)
             fcntl.flock(gate, fcntl.LOCK_UN)
             yield
@@ -78,7 +87,10 @@ def postgresql(turn):
     with ExitStack() as made:
         with turn(fcntl.LOCK_SH):
             url = made.enter_context(postgresql_database())
-            run_sql(url, f"ALTER DATABASE {urlsplit(url).path[1:]} SET timezone = 'Europe/Berlin'")
+            run_sql(
+                url,
+                f"ALTER DATABASE {urlsplit(url).path[1:]} SET timezone = 'Europe/Berlin'",
+            )
         yield url
         with turn(fcntl.LOCK_SH):
             made.close()
@@ -87,7 +99,9 @@ def postgresql(turn):
 @pytest.fixture
 def postgresql_url(postgresql, request, turn):
     """The URL of an empty database; a test that is marked `alone` has the server to itself."""
-    with turn(fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH):
+    with turn(
+        fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH
+    ):
         run_sql(postgresql, "DROP TABLE IF EXISTS ticket, ticket_version")
         run_sql(postgresql, "DROP FUNCTION IF EXISTS ticket_version_kept")
         yield postgresql
@@ -153,7 +167,9 @@ def row(sql):
 def holder(database_url):
     """A connection of another program that may take the write lock away from the service."""
     path = database_url.removeprefix("sqlite:///")
-    connection = sqlite3.connect(path, 60, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(
+        path, timeout=60, isolation_level=None, check_same_thread=False
+    )
     yield connection
     connection.close()
 
@@ -170,13 +186,24 @@ def make_server(tmp_path, database_url, settings):
 
     yield make
     for server in servers:
-        for load in server.loads:
-            with load:
-                load.kill()
         if server.process is not None:
             server.kill()
             if server.log_path.is_file():
                 print(server.log[-10_000:])  # Shown where the test has failed.
+
+
+@pytest.fixture
+def start_load():
+    """Return a function that starts a Load; all are ended after the test."""
+    loads = []
+
+    def start(server, *arguments, **options):
+        loads.append(Load(server, *arguments, **options))
+        return loads[-1]
+
+    yield start
+    for load in loads:
+        load.kill()
 
 
 @pytest.fixture

@@ -2,9 +2,7 @@
 
 import pytest
 
-from tests.helpers import TICKETS, assert_error, once
-
-CHANGED = "Ticket has changed since it was read"
+from tests.helpers.contract import CHANGED, TICKETS, assert_error, once
 
 
 @pytest.fixture
@@ -31,7 +29,9 @@ def test_every_answer_with_one_ticket_has_its_etag(client):
 def test_etag_changes_with_every_write(client, url):
     """C1, V1: it is the version, so that two writes in one millisecond have two tags."""
     answers = [client.patch(url, json={"status": "closed"}) for _ in range(100)]
-    assert [each.headers["ETag"] for each in answers] == [f'"{n}"' for n in range(2, 102)]
+    assert [each.headers["ETag"] for each in answers] == [
+        f'"{n}"' for n in range(2, 102)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,16 @@ def test_patch_applies_where_a_tag_matches(client, url, if_match):
 @pytest.mark.parametrize(
     "if_match",
     [
-        *('"2"', '"0", "2"', 'W/"1"', 'W/"1", "2"', '"abc"', '""', '"*"', '"1 "'[:2] + '\xa0"'),
+        *(
+            '"2"',
+            '"0", "2"',
+            'W/"1"',
+            'W/"1", "2"',
+            '"abc"',
+            '""',
+            '"*"',
+            '"1 "'[:2] + '\xa0"',
+        ),
         *(
             '"01"',
             '"²"',
@@ -74,7 +83,9 @@ def test_patch_with_an_old_tag_is_refused(client, url):
     assert_error(close(client, url, etag), 412, CHANGED)
 
 
-@pytest.mark.parametrize("if_match", ["*", '"1"'], ids=lambda if_match: f"C2-{if_match}")
+@pytest.mark.parametrize(
+    "if_match", ["*", '"1"'], ids=lambda if_match: f"C2-{if_match}"
+)
 def test_patch_of_an_unknown_ticket_stays_a_500(client, if_match):
     """P9, E3: 412 is for a ticket that exists."""
     assert_error(close(client, f"{TICKETS}/99", if_match), 500, "Internal server error")
@@ -105,7 +116,9 @@ def test_get_of_a_changed_ticket_has_it(client, url, ticket):
     assert response.json == ticket
 
 
-@pytest.mark.parametrize("if_match", ["*", '"1"', '"9", "1"'], ids=lambda value: f"C2-{value}")
+@pytest.mark.parametrize(
+    "if_match", ["*", '"1"', '"9", "1"'], ids=lambda value: f"C2-{value}"
+)
 def test_get_with_an_if_match_that_holds_goes_on(client, url, if_match):
     """RFC 9110, section 13.2.2: If-None-Match is looked at after it."""
     assert client.get(url, headers={"If-Match": if_match}).status_code == 200
@@ -155,7 +168,10 @@ def test_a_malformed_condition_comes_before_the_unknown_ticket(client, name):
     """E3: 400 before 500."""
     headers = {name: "3"}
     assert (
-        client.patch(f"{TICKETS}/9", json={"status": "closed"}, headers=headers).status_code == 400
+        client.patch(
+            f"{TICKETS}/9", json={"status": "closed"}, headers=headers
+        ).status_code
+        == 400
     )
     assert client.get(f"{TICKETS}/9", headers=headers).status_code == 400
 
@@ -179,10 +195,18 @@ def test_a_list_of_at_most_100_tags_is_taken(client, url, value):
         pytest.param({"If-None-Match": "*"}, 412, id="C4-any"),
         pytest.param({"If-None-Match": '"2"'}, 200, id="C4-other"),
         pytest.param({"If-None-Match": '"01", "x"'}, 200, id="C4-no-version"),
-        pytest.param({"If-Match": '"1"', "If-None-Match": '"2"'}, 200, id="C4-both-hold"),
-        pytest.param({"If-Match": '"1"', "If-None-Match": '"1"'}, 412, id="C4-none-match-fails"),
-        pytest.param({"If-Match": '"2"', "If-None-Match": '"3"'}, 412, id="C4-match-fails"),
-        pytest.param({"If-Match": "*", "If-None-Match": "*"}, 412, id="C4-any-and-none"),
+        pytest.param(
+            {"If-Match": '"1"', "If-None-Match": '"2"'}, 200, id="C4-both-hold"
+        ),
+        pytest.param(
+            {"If-Match": '"1"', "If-None-Match": '"1"'}, 412, id="C4-none-match-fails"
+        ),
+        pytest.param(
+            {"If-Match": '"2"', "If-None-Match": '"3"'}, 412, id="C4-match-fails"
+        ),
+        pytest.param(
+            {"If-Match": "*", "If-None-Match": "*"}, 412, id="C4-any-and-none"
+        ),
     ],
 )
 def test_patch_with_if_none_match(client, url, row, ticket, headers, status):
@@ -204,8 +228,12 @@ def test_if_none_match_on_an_unknown_ticket_stays_a_500(client, value):
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
-        pytest.param({"If-Match": '"1"', "If-None-Match": '"2"'}, 200, id="C3-both-hold"),
-        pytest.param({"If-Match": '"2"', "If-None-Match": '"1"'}, 412, id="C3-match-first"),
+        pytest.param(
+            {"If-Match": '"1"', "If-None-Match": '"2"'}, 200, id="C3-both-hold"
+        ),
+        pytest.param(
+            {"If-Match": '"2"', "If-None-Match": '"1"'}, 412, id="C3-match-first"
+        ),
         pytest.param({"If-Match": 'W/"1"'}, 412, id="C3-weak-never-matches"),
         pytest.param({"If-None-Match": '"01"'}, 200, id="C3-character-by-character"),
     ],

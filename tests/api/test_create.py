@@ -4,12 +4,11 @@ import re
 
 import pytest
 
-from tests.helpers import TICKETS, assert_error, once
+from tests.helpers.contract import INVALID, JSON, TICKETS, TIMESTAMP, assert_error, once
 
 NOT_A_NUMBER = ["Not a valid number."]
 OUT_OF_RANGE = ["Must be greater than or equal to 0 and less than or equal to 1."]
 NOT_FINITE = ["Special numeric values (nan or infinity) are not permitted."]
-TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
 def test_create_answers_with_the_complete_ticket(client):
@@ -28,9 +27,14 @@ def test_create_answers_with_the_complete_ticket(client):
         "created_at",
         "updated_at",
     ]
-    assert TIMESTAMP.fullmatch(body["created_at"])
+    assert re.fullmatch(TIMESTAMP, body["created_at"])
     assert body["updated_at"] == body["created_at"]
-    assert body["category"] is body["ai_suggested_response"] is body["confidence_score"] is None
+    assert (
+        body["category"]
+        is body["ai_suggested_response"]
+        is body["confidence_score"]
+        is None
+    )
     assert client.get(response.headers["Location"]).json == body
 
 
@@ -66,7 +70,11 @@ def test_create_takes_null_where_no_classifier_has_run(client):
     ],
 )
 def test_create_decides_the_status_by_confidence(client, confidence, status):
-    values = {"user_description": "x", "confidence_score": confidence, "status": "closed"}
+    values = {
+        "user_description": "x",
+        "confidence_score": confidence,
+        "status": "closed",
+    }
     assert client.post(TICKETS, json=values).json["status"] == status
 
 
@@ -94,16 +102,28 @@ def test_create_decides_the_status_by_confidence(client, confidence, status):
             {"user_description": ["May not contain NUL or unpaired surrogates."]},
             id="O4-nul",
         ),
-        pytest.param({"category": 1}, {"category": ["Not a valid string."]}, id="O4-category"),
-        pytest.param({"confidence_score": "0.5"}, {"confidence_score": NOT_A_NUMBER}, id="O4-text"),
-        pytest.param({"confidence_score": True}, {"confidence_score": NOT_A_NUMBER}, id="O4-true"),
-        pytest.param({"confidence_score": 1.01}, {"confidence_score": OUT_OF_RANGE}, id="O4-1.01"),
-        pytest.param({"confidence_score": -0.1}, {"confidence_score": OUT_OF_RANGE}, id="O4--0.1"),
+        pytest.param(
+            {"category": 1}, {"category": ["Not a valid string."]}, id="O4-category"
+        ),
+        pytest.param(
+            {"confidence_score": "0.5"},
+            {"confidence_score": NOT_A_NUMBER},
+            id="O4-text",
+        ),
+        pytest.param(
+            {"confidence_score": True}, {"confidence_score": NOT_A_NUMBER}, id="O4-true"
+        ),
+        pytest.param(
+            {"confidence_score": 1.01}, {"confidence_score": OUT_OF_RANGE}, id="O4-1.01"
+        ),
+        pytest.param(
+            {"confidence_score": -0.1}, {"confidence_score": OUT_OF_RANGE}, id="O4--0.1"
+        ),
     ],
 )
 def test_create_names_a_bad_field_and_stores_nothing(client, values, fields):
     response = client.post(TICKETS, json={"user_description": "x", **values})
-    assert_error(response, 400, "Invalid field values", fields)
+    assert_error(response, 400, INVALID, fields)
     assert client.get(TICKETS).json == []
 
 
@@ -111,30 +131,34 @@ def test_create_names_a_bad_field_and_stores_nothing(client, values, fields):
 def test_create_refuses_a_number_past_all_floats(client):
     """O4."""
     body = '{"user_description": "x", "confidence_score": 1e999}'
-    response = client.post(TICKETS, data=body, content_type="application/json")
-    assert_error(response, 400, "Invalid field values", {"confidence_score": NOT_FINITE})
+    response = client.post(TICKETS, data=body, content_type=JSON)
+    assert_error(response, 400, INVALID, {"confidence_score": NOT_FINITE})
 
 
 def test_create_takes_minus_zero_for_zero(client):
     """O4: JSON has -0.0, and not every database keeps its sign."""
     body = '{"user_description": "x", "confidence_score": -0.0}'
-    response = client.post(TICKETS, data=body, content_type="application/json")
+    response = client.post(TICKETS, data=body, content_type=JSON)
     assert '"confidence_score": 0.0,' in response.get_data(as_text=True)
 
 
 @once
 @pytest.mark.parametrize(
-    "request_options", [{}, {"json": {}}, {"json": {"category": "x"}}], ids=lambda o: f"O4-{o}"
+    "request_options",
+    [{}, {"json": {}}, {"json": {"category": "x"}}],
+    ids=lambda o: f"O4-{o}",
 )
 def test_create_needs_a_description(client, request_options):
     fields = {"user_description": ["Missing data for required field."]}
-    assert_error(client.post(TICKETS, **request_options), 400, "Invalid field values", fields)
+    assert_error(client.post(TICKETS, **request_options), 400, INVALID, fields)
 
 
 @once
 def test_create_refuses_another_media_type(client):
     """O4, P12."""
-    response = client.post(TICKETS, data="user_description=x", content_type="text/plain")
+    response = client.post(
+        TICKETS, data="user_description=x", content_type="text/plain"
+    )
     assert response.status_code == 415
     assert "Accept-Patch" in response.headers
 

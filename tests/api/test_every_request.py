@@ -4,18 +4,24 @@ import hmac
 
 import pytest
 
-from tests.helpers import TICKETS, assert_error, once
+from tests.helpers.contract import (
+    JSON,
+    MIB,
+    NO_SUCH_PATH,
+    NOT_JSON,
+    TICKETS,
+    TOO_LARGE,
+    UNAUTHORIZED,
+    assert_error,
+    once,
+)
 
 pytestmark = once
 
-MIB = 1024 * 1024
-NOT_JSON = "Request body is not valid JSON"
 NOT_AN_OBJECT = "Request body must be a JSON object"
-TOO_LARGE = "Request body is larger than 1 MiB"
-UNAUTHORIZED = "Missing or invalid token"
 
 
-def send(client, body, method="PATCH", content_type="application/json"):
+def send(client, body, method="PATCH", content_type=JSON):
     path = f"{TICKETS}/1" if method == "PATCH" else TICKETS
     return client.open(path, method=method, data=body, content_type=content_type)
 
@@ -29,15 +35,21 @@ def send(client, body, method="PATCH", content_type="application/json"):
         pytest.param(b"{'status': 'closed'}", NOT_JSON, id="E1-quotes"),
         pytest.param(b'{"status": "closed"} x', NOT_JSON, id="E1-trailing"),
         pytest.param(b'{"status": "clo\xffsed"}', NOT_JSON, id="E1-invalid-utf-8"),
-        pytest.param(b'{"category": "\xed\xa0\x80"}', NOT_JSON, id="E1-surrogate-in-utf-8"),
+        pytest.param(
+            b'{"category": "\xed\xa0\x80"}', NOT_JSON, id="E1-surrogate-in-utf-8"
+        ),
         pytest.param('{"status": "closed"}'.encode("utf-16"), NOT_JSON, id="E1-utf-16"),
-        pytest.param(b'\xef\xbb\xbf{"status": "closed"}', NOT_JSON, id="E1-byte-order-mark"),
+        pytest.param(
+            b'\xef\xbb\xbf{"status": "closed"}', NOT_JSON, id="E1-byte-order-mark"
+        ),
         pytest.param(b'{"x": NaN}', NOT_JSON, id="E1-NaN"),
         pytest.param(b'{"x": Infinity}', NOT_JSON, id="E1-Infinity"),
         pytest.param(b'{"x": -Infinity}', NOT_JSON, id="E1--Infinity"),
         pytest.param(b'{"x": "a\nb"}', NOT_JSON, id="E1-control-character"),
         pytest.param(b"[" * 100_000 + b"]" * 100_000, NOT_JSON, id="E1-deep-list"),
-        pytest.param(b'{"a":' * 100_000 + b"1" + b"}" * 100_000, NOT_JSON, id="E1-deep-object"),
+        pytest.param(
+            b'{"a":' * 100_000 + b"1" + b"}" * 100_000, NOT_JSON, id="E1-deep-object"
+        ),
         pytest.param(b"[]", NOT_AN_OBJECT, id="E1-list"),
         pytest.param(b'"status"', NOT_AN_OBJECT, id="E1-string"),
         pytest.param(b"1", NOT_AN_OBJECT, id="E1-number"),
@@ -45,7 +57,9 @@ def send(client, body, method="PATCH", content_type="application/json"):
         pytest.param(b"false", NOT_AN_OBJECT, id="E1-false"),
     ],
 )
-def test_a_body_that_is_no_json_object_is_refused(client, ticket, method, body, message):
+def test_a_body_that_is_no_json_object_is_refused(
+    client, ticket, method, body, message
+):
     assert_error(send(client, body, method), 400, message)
 
 
@@ -80,11 +94,13 @@ def test_a_wrong_path_or_method_comes_before_the_body(client, ticket):
     assert client.put(f"{TICKETS}/1", data=large).status_code == 405
 
 
-@pytest.mark.parametrize("path", ["/", "/api", "/api/v1/tickets/", "//api/health", "/static/x"])
+@pytest.mark.parametrize(
+    "path", ["/", "/api", "/api/v1/tickets/", "//api/health", "/static/x"]
+)
 def test_an_unknown_path_is_a_json_404(client, path):
     """N2, N5."""
     response = client.get(path, base_url="http://localhost")
-    assert_error(response, 404, "No such path")
+    assert_error(response, 404, NO_SUCH_PATH)
 
 
 @pytest.mark.parametrize(
@@ -109,10 +125,14 @@ def test_a_wrong_method_is_a_json_405_with_allow(client, method, path, allow):
     ("method", "path", "options", "status"),
     [
         pytest.param("GET", f"{TICKETS}/1", {}, 200, id="N6-200"),
-        pytest.param("GET", f"{TICKETS}/1", {"headers": {"If-None-Match": "*"}}, 304, id="N6-304"),
+        pytest.param(
+            "GET", f"{TICKETS}/1", {"headers": {"If-None-Match": "*"}}, 304, id="N6-304"
+        ),
         pytest.param("GET", f"{TICKETS}?x=1", {}, 400, id="N6-400-of-a-query"),
         pytest.param("PATCH", f"{TICKETS}/1", {"data": "{"}, 415, id="N6-415"),
-        pytest.param("PATCH", f"{TICKETS}/9", {"json": {"status": "closed"}}, 500, id="N6-500"),
+        pytest.param(
+            "PATCH", f"{TICKETS}/9", {"json": {"status": "closed"}}, 500, id="N6-500"
+        ),
         pytest.param("GET", "/nowhere", {}, 404, id="N6-404"),
         pytest.param("PUT", TICKETS, {}, 405, id="N6-405"),
         pytest.param("OPTIONS", TICKETS, {}, 200, id="N6-OPTIONS"),
@@ -154,7 +174,10 @@ class TestTokens:
         ids=lambda value: f"E2-{value!a}",
     )
     def test_a_token_lets_in(self, client, authorization):
-        assert client.get(TICKETS, headers={"Authorization": authorization}).status_code == 200
+        assert (
+            client.get(TICKETS, headers={"Authorization": authorization}).status_code
+            == 200
+        )
 
     @pytest.mark.parametrize(
         "authorization",
@@ -205,10 +228,16 @@ class TestTokens:
         compared = []
         compare = hmac.compare_digest
         monkeypatch.setattr(
-            hmac, "compare_digest", lambda *pair: compared.append(pair) or compare(*pair)
+            hmac,
+            "compare_digest",
+            lambda *pair: compared.append(pair) or compare(*pair),
         )
         client.get(TICKETS, headers={"Authorization": "Bearer first"})
-        assert [known for _, known in compared] == [b"first", b"s3cret", b"a.b-c_d~e+f/g=="]
+        assert [known for _, known in compared] == [
+            b"first",
+            b"s3cret",
+            b"a.b-c_d~e+f/g==",
+        ]
 
     def test_health_is_open(self, client):
         """E2."""

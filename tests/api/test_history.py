@@ -4,9 +4,17 @@ import time
 
 import pytest
 
-from tests.helpers import ROOT, TICKETS, assert_error, end, once
+from tests.helpers.contract import TICKETS, assert_error, once
+from tests.helpers.readme import blocks
 
-FIELDS = ["version", "status", "category", "ai_suggested_response", "updated_at", "updated_by"]
+FIELDS = [
+    "version",
+    "status",
+    "category",
+    "ai_suggested_response",
+    "updated_at",
+    "updated_by",
+]
 
 
 @pytest.fixture
@@ -21,12 +29,16 @@ def versions(response):
 def test_history_shows_every_version_newest_first(client, url, ticket):
     """V1: down to the ticket as it was filed."""
     first = client.patch(url, json={"category": "billing"}).json
-    second = client.patch(url, json={"status": "closed", "ai_suggested_response": "Done."}).json
+    second = client.patch(
+        url, json={"status": "closed", "ai_suggested_response": "Done."}
+    ).json
     response = client.get(f"{url}/history")
     assert response.status_code == 200
     assert [list(each) for each in response.json] == [FIELDS] * 3
     tickets = zip((3, 2, 1), (second, first, ticket), strict=True)
-    expected = [{**each, "version": version, "updated_by": None} for version, each in tickets]
+    expected = [
+        {**each, "version": version, "updated_by": None} for version, each in tickets
+    ]
     assert response.json == [{name: each[name] for name in FIELDS} for each in expected]
     assert client.get(url).headers["ETag"] == '"3"'
 
@@ -41,7 +53,9 @@ def test_history_of_a_new_ticket_is_its_present_version(client, url):
     [
         pytest.param({"status": "open"}, {}, 400, id="V2-invalid"),
         pytest.param({"status": "closed"}, {"If-Match": '"7"'}, 412, id="V2-If-Match"),
-        pytest.param({"status": "closed"}, {"If-None-Match": "*"}, 412, id="V2-If-None-Match"),
+        pytest.param(
+            {"status": "closed"}, {"If-None-Match": "*"}, 412, id="V2-If-None-Match"
+        ),
     ],
 )
 def test_a_refused_patch_leaves_no_version(client, url, body, headers, status):
@@ -96,7 +110,9 @@ def test_a_change_past_the_service_is_a_version(client, url, sql, column, value)
 
 def test_a_statement_that_sets_the_version_is_left_as_it_is(client, url, sql):
     """V3: as the service's own, and those of a version of it that knows no history."""
-    sql("UPDATE ticket SET category = 'x', version = 7, updated_at = '2020-01-01T00:00:00.000Z'")
+    sql(
+        "UPDATE ticket SET category = 'x', version = 7, updated_at = '2020-01-01T00:00:00.000Z'"
+    )
     ticket = client.get(url)
     assert ticket.headers["ETag"] == '"7"'
     assert ticket.json["updated_at"] == "2020-01-01T00:00:00.000Z"
@@ -157,14 +173,14 @@ def test_history_of_an_unknown_ticket_is_a_404(client, ticket_id):
     assert_error(client.get(f"{TICKETS}/{ticket_id}/history"), 404, "Ticket not found")
 
 
-def test_kills_lose_no_version_of_an_acknowledged_patch(server, full, sql):
+def test_kills_lose_no_version_of_an_acknowledged_patch(server, start_load, full, sql):
     """V2, E4: and none is there twice."""
     server.fill(64)
     for _ in range(20 if full else 3):
-        load = server.load(16, 64)
+        load = start_load(server, 16, 64)
         server.wait_for_answers(200)
         server.kill()
-        found = end(load)
+        found = load.end()
         server.start()
         kept = sql(
             "SELECT ticket_id, version, category FROM ticket_version "
@@ -179,7 +195,11 @@ def test_kills_lose_no_version_of_an_acknowledged_patch(server, full, sql):
         # A load sends n 1, n 2, … to each ticket, so that all up to the last one are there.
         for ticket_id, number in found["acknowledged"].items():
             expected = [f"n {n}" for n in range(1, number + 1)]
-            begun = len(categories[ticket_id]) - categories[ticket_id][::-1].index("n 1") - 1
+            begun = (
+                len(categories[ticket_id])
+                - categories[ticket_id][::-1].index("n 1")
+                - 1
+            )
             assert categories[ticket_id][begun : begun + number] == expected
 
 
@@ -193,15 +213,24 @@ class TestNames:
     def test_history_says_who_wrote_a_version(self, client, sql):
         """E2: and the body of the ticket does not."""
         alice, bob, nameless = (
-            {"Authorization": f"Bearer {token}"} for token in ("s3cret", "pa55", "nameless")
+            {"Authorization": f"Bearer {token}"}
+            for token in ("s3cret", "pa55", "nameless")
         )
         client.post(TICKETS, json={"user_description": "x"}, headers=alice)
         for headers in (bob, nameless, alice):
-            ticket = client.patch(f"{TICKETS}/1", json={"status": "closed"}, headers=headers).json
+            ticket = client.patch(
+                f"{TICKETS}/1", json={"status": "closed"}, headers=headers
+            ).json
         assert "updated_by" not in ticket
         sql("UPDATE ticket SET category = 'by hand'")
         history = client.get(f"{TICKETS}/1/history", headers=bob).json
-        assert [each["updated_by"] for each in history] == [None, "alice", None, "bob", "alice"]
+        assert [each["updated_by"] for each in history] == [
+            None,
+            "alice",
+            None,
+            "bob",
+            "alice",
+        ]
 
 
 class TestStatements:
@@ -212,10 +241,12 @@ class TestStatements:
     @pytest.fixture
     def statements(self):
         """The two statements about the history that the README shows."""
-        block = (ROOT / "README.md").read_text().partition("```sql\n")[2].partition("```")[0]
+        (block,) = blocks("sql")
         return block.splitlines()
 
-    def test_the_query_of_the_readme_counts_overridden_categories(self, client, sql, statements):
+    def test_the_query_of_the_readme_counts_overridden_categories(
+        self, client, sql, statements
+    ):
         """V1: of tickets that were and were not written to; null is a category too."""
         for category in ("bug", "bug", "bug", None, None):
             client.post(TICKETS, json={"user_description": "x", "category": category})
@@ -225,10 +256,14 @@ class TestStatements:
         found = {tuple(row.values()) for row in sql(statements[0])}
         assert found == {("bug", 3, 1), (None, 2, 1)}
 
-    def test_the_statement_of_the_readme_deletes_old_versions(self, client, url, sql, statements):
+    def test_the_statement_of_the_readme_deletes_old_versions(
+        self, client, url, sql, statements
+    ):
         """V1: and leaves the ticket as it was filed."""
         for number in range(4):
             client.patch(url, json={"category": f"n {number}"})
-        sql("UPDATE ticket_version SET updated_at = '2020-01-01T00:00:00.000Z' WHERE version < 4")
+        sql(
+            "UPDATE ticket_version SET updated_at = '2020-01-01T00:00:00.000Z' WHERE version < 4"
+        )
         sql(statements[1])
         assert versions(client.get(f"{url}/history")) == [5, 4, 1]

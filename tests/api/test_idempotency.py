@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.helpers import TICKETS, assert_error, once, together
+from tests.helpers.contract import TICKETS, assert_error, once
+from tests.helpers.timing import together
 
 BODY = {"user_description": "x", "confidence_score": 0.5}
 OTHER = "Idempotency-Key was used for another ticket"
@@ -13,7 +14,9 @@ def post(client, key, body=BODY, **options):
     return client.post(TICKETS, json=body, headers={"Idempotency-Key": key}, **options)
 
 
-@pytest.mark.parametrize("key", ["a", "k" * 255, '!"#$%&,;:<=>?@[]^_`{|}~', "import-7/3"])
+@pytest.mark.parametrize(
+    "key", ["a", "k" * 255, '!"#$%&,;:<=>?@[]^_`{|}~', "import-7/3"]
+)
 def test_the_second_request_with_a_key_answers_the_same_ticket(client, key):
     """O5."""
     first, second = post(client, key), post(client, key)
@@ -71,7 +74,9 @@ def test_a_bad_key_is_named(client, key):
 def test_the_media_type_comes_before_the_key(client):
     """O5, E3."""
     headers = {"Idempotency-Key": "a b"}
-    response = client.post(TICKETS, data="x", content_type="text/plain", headers=headers)
+    response = client.post(
+        TICKETS, data="x", content_type="text/plain", headers=headers
+    )
     assert response.status_code == 415
 
 
@@ -118,7 +123,10 @@ def test_a_key_sent_twice_is_refused(server):
         connection.putheader(name, value)
     connection.endheaders(body)
     response = connection.getresponse()
-    assert (response.status, response.read().decode()) == (400, f'{{"error": "{BAD_KEY}"}}\n')
+    assert (response.status, response.read().decode()) == (
+        400,
+        f'{{"error": "{BAD_KEY}"}}\n',
+    )
     connection.close()
 
 

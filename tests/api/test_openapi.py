@@ -15,14 +15,13 @@ from schemas import (
     ticket_query_schema,
     ticket_schema,
 )
-from tests.helpers import ROOT, once
+from tests.helpers.contract import README, ROOT, once
 
 pytestmark = once
 
 TEXT = (ROOT / "openapi.json").read_text()
 DOCUMENT = json.loads(TEXT)
 SCHEMAS = DOCUMENT["components"]["schemas"]
-README = (ROOT / "README.md").read_text()
 METHODS = {"get", "post", "put", "patch", "delete"}
 TYPES = {fields.String: "string", fields.Float: "number", fields.Integer: "integer"}
 
@@ -58,12 +57,16 @@ def assert_same(properties, required, schema_fields):
     assert {name: documented(each) for name, each in properties.items()} == {
         name: described(each) for name, each in schema_fields.items()
     }
-    assert set(required) == {name for name, each in schema_fields.items() if each.required}
+    assert set(required) == {
+        name for name, each in schema_fields.items() if each.required
+    }
 
 
 def test_a_patch_is_described_as_it_is_loaded():
     document = SCHEMAS["TicketPatch"]
-    assert_same(document["properties"], document.get("required", []), ticket_patch_schema.fields)
+    assert_same(
+        document["properties"], document.get("required", []), ticket_patch_schema.fields
+    )
     assert document["minProperties"] == 1
 
 
@@ -77,7 +80,9 @@ def test_a_ticket_is_described_as_it_is_dumped():
     found = {name: documented(each) for name, each in document["properties"].items()}
     assert document["required"] == list(found) == list(ticket_schema.dump_fields)
     assert document["additionalProperties"] is False
-    expected = {name: described(each) for name, each in ticket_schema.dump_fields.items()}
+    expected = {
+        name: described(each) for name, each in ticket_schema.dump_fields.items()
+    }
     assert found.pop("id") == {**expected.pop("id"), "minimum": 1}
     for name in ("created_at", "updated_at"):
         assert re.fullmatch(found[name].pop("pattern"), "2026-11-23T12:02:00.120Z")
@@ -141,7 +146,9 @@ def test_every_operation_is_named_after_its_view(app):
         for method in item
         if method in METHODS
     }
-    assert operations == {rule.endpoint.removeprefix("api.") for rule in app.url_map.iter_rules()}
+    assert operations == {
+        rule.endpoint.removeprefix("api.") for rule in app.url_map.iter_rules()
+    }
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,20 @@ import time
 
 import pytest
 
-from tests.helpers import DESCRIPTION, TICKETS, assert_error, once
+from tests.helpers.contract import (
+    DESCRIPTION,
+    INVALID,
+    JSON,
+    NOT_A_STATUS,
+    NOT_JSON,
+    TICKETS,
+    assert_error,
+    once,
+)
 
 WRITABLE = ("status", "category", "ai_suggested_response")
 NULL = ["Field may not be null."]
 NOT_A_STRING = ["Not a valid string."]
-NOT_A_STATUS = ["Must be one of: ai_resolved, pending_agent, closed."]
 UNSTORABLE = ["May not contain NUL or unpaired surrogates."]
 BLANK = ["May not be white space only."]
 
@@ -64,11 +72,15 @@ def test_patch_answers_with_the_whole_bare_ticket(client, url, ticket):
         pytest.param({"json": {"user_description": "x"}}, id="P6-user_description"),
         pytest.param({"json": {"confidence_score": 1}}, id="P6-confidence_score"),
         pytest.param({"json": {"id": 9}}, id="P6-id"),
-        pytest.param({"json": {"created_at": "2020-01-01T00:00:00.000Z"}}, id="P6-created_at"),
+        pytest.param(
+            {"json": {"created_at": "2020-01-01T00:00:00.000Z"}}, id="P6-created_at"
+        ),
         pytest.param({"json": {"version": 7}}, id="P3-version"),
     ],
 )
-def test_patch_without_a_valid_field_is_refused(client, url, row, ticket, request_options):
+def test_patch_without_a_valid_field_is_refused(
+    client, url, row, ticket, request_options
+):
     before = row(ticket["id"])
     assert_error(client.patch(url, **request_options), 400, "No valid fields to update")
     assert row(ticket["id"]) == before
@@ -99,7 +111,7 @@ def test_patch_ignores_the_fields_it_does_not_own(client, url, row, ticket):
 def test_patch_ignores_an_unknown_number_of_any_length(client, url):
     """N4: Python itself refuses to read more than 4,300 digits."""
     body = '{"status": "closed", "x": ' + "9" * 5000 + "}"
-    response = client.patch(url, data=body, content_type="application/json")
+    response = client.patch(url, data=body, content_type=JSON)
     assert response.status_code == 200
 
 
@@ -128,15 +140,25 @@ def test_patch_takes_a_category_of_no_classifier(client, url):
         pytest.param("category", None, NULL, id="P7-category-null"),
         pytest.param("category", True, NOT_A_STRING, id="P7-category-boolean"),
         pytest.param("category", {}, NOT_A_STRING, id="P7-category-object"),
-        pytest.param("category", "", ["Length must be between 1 and 100."], id="P7-category-empty"),
         pytest.param(
-            "category", "x" * 101, ["Length must be between 1 and 100."], id="P7-category-max+1"
+            "category",
+            "",
+            ["Length must be between 1 and 100."],
+            id="P7-category-empty",
+        ),
+        pytest.param(
+            "category",
+            "x" * 101,
+            ["Length must be between 1 and 100."],
+            id="P7-category-max+1",
         ),
         pytest.param("category", " \t\n\u3000", BLANK, id="P7-category-blank"),
         pytest.param("category", "a\0b", UNSTORABLE, id="P7-category-nul"),
         pytest.param("category", "\ud83d", UNSTORABLE, id="P7-category-surrogate"),
         pytest.param("ai_suggested_response", None, NULL, id="P7-response-null"),
-        pytest.param("ai_suggested_response", 0.5, NOT_A_STRING, id="P7-response-number"),
+        pytest.param(
+            "ai_suggested_response", 0.5, NOT_A_STRING, id="P7-response-number"
+        ),
         pytest.param(
             "ai_suggested_response",
             "x" * 50_001,
@@ -145,16 +167,22 @@ def test_patch_takes_a_category_of_no_classifier(client, url):
         ),
         pytest.param("ai_suggested_response", "   ", BLANK, id="P7-response-blank"),
         pytest.param("ai_suggested_response", "\0", UNSTORABLE, id="P7-response-nul"),
-        pytest.param("ai_suggested_response", "\udc00x", UNSTORABLE, id="P7-response-surrogate"),
+        pytest.param(
+            "ai_suggested_response", "\udc00x", UNSTORABLE, id="P7-response-surrogate"
+        ),
     ],
 )
 def test_patch_names_a_bad_field_and_writes_nothing(
     client, url, row, ticket, field, value, messages
 ):
     before = row(ticket["id"])
-    good = {"status": "closed", "category": "billing", "ai_suggested_response": "Sorry!"}
+    good = {
+        "status": "closed",
+        "category": "billing",
+        "ai_suggested_response": "Sorry!",
+    }
     response = client.patch(url, json={**good, field: value})
-    assert_error(response, 400, "Invalid field values", {field: messages})
+    assert_error(response, 400, INVALID, {field: messages})
     assert row(ticket["id"]) == before
 
 
@@ -214,7 +242,9 @@ class TestMissingStatus:
         return {"TICKETSVC_MISSING_STATUS": "404"}
 
     @pytest.mark.parametrize("ticket_id", UNKNOWN_IDS)
-    def test_patch_of_an_unknown_ticket_is_a_404(self, client, ticket, caplog, ticket_id):
+    def test_patch_of_an_unknown_ticket_is_a_404(
+        self, client, ticket, caplog, ticket_id
+    ):
         with caplog.at_level(logging.INFO):
             response = client.patch(f"{TICKETS}/{ticket_id}", json={"status": "closed"})
         assert_error(response, 404, "Ticket not found")
@@ -232,8 +262,17 @@ def test_patch_hides_a_database_failure(client, url, sql, caplog):
 
 def test_patch_lets_every_status_follow_every_other(client, url):
     """P11."""
-    order = ["closed", "pending_agent", "ai_resolved", "closed", "ai_resolved", "pending_agent"]
-    answers = [client.patch(url, json={"status": status}).json["status"] for status in order]
+    order = [
+        "closed",
+        "pending_agent",
+        "ai_resolved",
+        "closed",
+        "ai_resolved",
+        "pending_agent",
+    ]
+    answers = [
+        client.patch(url, json={"status": status}).json["status"] for status in order
+    ]
     assert answers == order
 
 
@@ -257,7 +296,13 @@ def test_patch_takes_json_by_any_name(client, url, media_type):
 @once
 @pytest.mark.parametrize(
     "media_type",
-    [None, "application/x-www-form-urlencoded", "text/plain", "text/json", "application/jsonp"],
+    [
+        None,
+        "application/x-www-form-urlencoded",
+        "text/plain",
+        "text/json",
+        "application/jsonp",
+    ],
     ids=lambda media_type: f"P12-{media_type}",
 )
 def test_patch_refuses_another_media_type(client, url, media_type):
@@ -265,7 +310,10 @@ def test_patch_refuses_another_media_type(client, url, media_type):
     came = f"not {media_type}" if media_type else "and none was sent"
     sentence = f"Content-Type must be application/json or application/*+json, {came}"
     assert_error(response, 415, sentence)
-    assert response.headers["Accept-Patch"] == "application/json, application/merge-patch+json"
+    assert (
+        response.headers["Accept-Patch"]
+        == "application/json, application/merge-patch+json"
+    )
 
 
 @once
@@ -274,7 +322,10 @@ def test_options_say_what_patch_takes(client, url):
     response = client.options(url)
     assert response.status_code == 200
     assert response.data == b""
-    assert response.headers["Accept-Patch"] == "application/json, application/merge-patch+json"
+    assert (
+        response.headers["Accept-Patch"]
+        == "application/json, application/merge-patch+json"
+    )
     assert response.allow.as_set() == {"get", "head", "options", "patch"}
     for other in (TICKETS, "/api/health", f"{url}/history"):
         assert "Accept-Patch" not in client.options(other).headers
@@ -284,13 +335,13 @@ def test_options_say_what_patch_takes(client, url):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        pytest.param("{", "Request body is not valid JSON", id="P13-broken"),
+        pytest.param("{", NOT_JSON, id="P13-broken"),
         pytest.param("{}", "No valid fields to update", id="P13-empty"),
-        pytest.param('{"status": "x"}', "Invalid field values", id="P13-bad-value"),
+        pytest.param('{"status": "x"}', INVALID, id="P13-bad-value"),
     ],
 )
 def test_patch_checks_the_body_before_the_ticket(client, body, message):
-    response = client.patch(f"{TICKETS}/99", data=body, content_type="application/json")
+    response = client.patch(f"{TICKETS}/99", data=body, content_type=JSON)
     assert response.status_code == 400
     assert response.json["error"] == message
 
@@ -302,16 +353,25 @@ def test_patch_checks_the_body_before_the_ticket(client, body, message):
     ids=lambda ticket_id: f"P14-{ticket_id!a}",
 )
 @pytest.mark.parametrize("method", ["PATCH", "GET"])
-def test_an_id_that_is_no_decimal_number_is_not_found(client, ticket, method, ticket_id):
+def test_an_id_that_is_no_decimal_number_is_not_found(
+    client, ticket, method, ticket_id
+):
     """P14, N5."""
-    response = client.open(f"{TICKETS}/{ticket_id}", method=method, json={"status": "closed"})
+    response = client.open(
+        f"{TICKETS}/{ticket_id}", method=method, json={"status": "closed"}
+    )
     assert response.status_code == 404
     assert list(response.json) == ["error"]
 
 
 def test_patch_takes_an_id_with_leading_zeros(client, ticket):
     """P14: 0001 is a plain decimal number."""
-    assert client.patch(f"{TICKETS}/000{ticket['id']}", json={"status": "closed"}).json["id"] == 1
+    assert (
+        client.patch(f"{TICKETS}/000{ticket['id']}", json={"status": "closed"}).json[
+            "id"
+        ]
+        == 1
+    )
 
 
 def test_description_survives_patches_verbatim(client, sql):

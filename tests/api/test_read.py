@@ -7,14 +7,13 @@ from datetime import datetime, timezone
 import pytest
 
 from database import NOW, database
-from tests.helpers import TICKETS, assert_error, once
+from tests.helpers.contract import INVALID, NOT_A_STATUS, TICKETS, assert_error, once
 
 NOT_AN_INTEGER = ["Not a valid integer."]
 LIMIT = ["Must be greater than or equal to 1 and less than or equal to 1000."]
 BEFORE = [f"Must be greater than or equal to 1 and less than or equal to {2**63 - 1}."]
 UNKNOWN = ["Unknown field."]
 TOGETHER = ["May not be sent together with before."]
-NOT_A_STATUS = ["Must be one of: ai_resolved, pending_agent, closed."]
 
 
 @pytest.fixture
@@ -95,7 +94,9 @@ def test_list_narrows_by_the_query(client, seven, query, expected):
         pytest.param("status=open", {"status": NOT_A_STATUS}, id="L2-status"),
         pytest.param("status=", {"status": NOT_A_STATUS}, id="L2-status-empty"),
         pytest.param(
-            "status=closed&status=ai_resolved", {"status": ["Not a valid string."]}, id="L2-twice"
+            "status=closed&status=ai_resolved",
+            {"status": ["Not a valid string."]},
+            id="L2-twice",
         ),
         pytest.param("limit=0", {"limit": LIMIT}, id="L2-limit-0"),
         pytest.param("limit=1001", {"limit": LIMIT}, id="L2-limit-max+1"),
@@ -105,7 +106,9 @@ def test_list_narrows_by_the_query(client, seven, query, expected):
         pytest.param("limit=1_0", {"limit": NOT_AN_INTEGER}, id="L2-limit-underscore"),
         pytest.param("limit=%D9%A3", {"limit": NOT_AN_INTEGER}, id="L2-limit-arabic"),
         pytest.param("limit=+1", {"limit": NOT_AN_INTEGER}, id="L2-limit-space"),
-        pytest.param(f"limit={'9' * 5000}", {"limit": NOT_AN_INTEGER}, id="L2-limit-huge"),
+        pytest.param(
+            f"limit={'9' * 5000}", {"limit": NOT_AN_INTEGER}, id="L2-limit-huge"
+        ),
         pytest.param("before=0", {"before": BEFORE}, id="L2-before-0"),
         pytest.param(f"before={2**63}", {"before": BEFORE}, id="L2-before-max+1"),
         pytest.param("before=x", {"before": NOT_AN_INTEGER}, id="L2-before-text"),
@@ -122,7 +125,7 @@ def test_list_narrows_by_the_query(client, seven, query, expected):
     ],
 )
 def test_list_names_a_bad_value(client, query, fields):
-    assert_error(client.get(f"{TICKETS}?{query}"), 400, "Invalid field values", fields)
+    assert_error(client.get(f"{TICKETS}?{query}"), 400, INVALID, fields)
 
 
 def test_list_has_100_tickets_by_default(client, sql):
@@ -145,7 +148,9 @@ def test_list_links_to_the_whole_next_query(client, seven):
         pytest.param("limit=3", [[7, 6, 5], [4, 3, 2], [1]], id="L3-rest"),
         pytest.param("limit=2&status=ai_resolved", [[7, 5], [3, 1]], id="L3-even"),
         pytest.param("after=0&limit=3", [[1, 2, 3], [4, 5, 6], [7]], id="L2-L3-after"),
-        pytest.param("after=2&limit=2&status=ai_resolved", [[3, 5], [7]], id="L2-L3-after-status"),
+        pytest.param(
+            "after=2&limit=2&status=ai_resolved", [[3, 5], [7]], id="L2-L3-after-status"
+        ),
         pytest.param("limit=7", [[7, 6, 5, 4, 3, 2, 1]], id="L3-one-page"),
     ],
 )
@@ -190,9 +195,9 @@ def test_a_page_reads_no_more_than_it_needs(client, seven, queries):
     client.get(f"{TICKETS}?limit=2&status=ai_resolved&before=7")
     client.get(f"{TICKETS}?limit=1000&after=2")
     client.get(f"{TICKETS}/1/history?limit=3")
-    assert [sql.rpartition("LIMIT")[2].strip() for sql, _ in queries if "LIMIT" in sql] == [
-        database.param
-    ] * 3
+    assert [
+        sql.rpartition("LIMIT")[2].strip() for sql, _ in queries if "LIMIT" in sql
+    ] == [database.param] * 3
     assert [params[-1] for sql, params in queries if "LIMIT" in sql] == [3, 50, 4]
 
 
@@ -203,10 +208,16 @@ def test_a_page_reads_no_more_than_it_needs(client, seven, queries):
         pytest.param("?before=500", "ticket_pkey", 1, id="L4-before"),
         pytest.param("?after=5", "ticket_pkey", 1, id="L4-after"),
         pytest.param("?status=closed", "ticket_status_id", 1, id="L4-status"),
-        pytest.param("?status=closed&before=9", "ticket_status_id", 2, id="L4-status-before"),
-        pytest.param("?status=closed&after=9", "ticket_status_id", 2, id="L4-status-after"),
+        pytest.param(
+            "?status=closed&before=9", "ticket_status_id", 2, id="L4-status-before"
+        ),
+        pytest.param(
+            "?status=closed&after=9", "ticket_status_id", 2, id="L4-status-after"
+        ),
         pytest.param("/1/history", "ticketversion_ticket_id_version", 2, id="V4"),
-        pytest.param("/1/history?before=1", "ticketversion_ticket_id_version", 2, id="V4-before"),
+        pytest.param(
+            "/1/history?before=1", "ticketversion_ticket_id_version", 2, id="V4-before"
+        ),
     ],
 )
 def test_a_page_walks_an_index_and_sorts_nothing(
@@ -219,7 +230,9 @@ def test_a_page_walks_an_index_and_sorts_nothing(
         plan = database.execute_sql(f"EXPLAIN QUERY PLAN {sql}", params).fetchall()
         [detail] = [row[-1] for row in plan]  # A second one would sort.
         assert detail.count("?") == bounds
-        assert index.replace("ticket_pkey", "INTEGER PRIMARY KEY") in detail or not bounds
+        assert (
+            index.replace("ticket_pkey", "INTEGER PRIMARY KEY") in detail or not bounds
+        )
     else:
         for kind in ("seqscan", "bitmapscan", "sort"):  # Few rows want no index.
             database.execute_sql(f"SET enable_{kind} = off")
@@ -227,13 +240,17 @@ def test_a_page_walks_an_index_and_sorts_nothing(
         details = [row[0].strip() for row in plan]
         assert "Limit " in details[0]
         assert re.search(rf"Index Scan (Backward )?using {index} on", details[1])
-        assert [each.partition(":")[0] for each in details[2:]] == ["Index Cond"][:bounds]
+        assert [each.partition(":")[0] for each in details[2:]] == ["Index Cond"][
+            :bounds
+        ]
 
 
 def test_the_database_tells_the_time(client, ticket, queries, monkeypatch, on_sqlite):
     """N3, P8, H1: no statement is given a time."""
     written, write = [], database.obj.write
-    monkeypatch.setattr(database.obj, "write", lambda *each: written.append(each) or write(*each))
+    monkeypatch.setattr(
+        database.obj, "write", lambda *each: written.append(each) or write(*each)
+    )
     client.post(TICKETS, json={"user_description": "x"})
     client.patch(f"{TICKETS}/{ticket['id']}", json={"status": "closed"})
     client.get("/api/health")
@@ -259,7 +276,12 @@ def test_times_are_utc(client, ticket):
 @once
 @pytest.mark.parametrize(
     ("path", "statuses"),
-    [(TICKETS, 200), (f"{TICKETS}/1", 200), (f"{TICKETS}/9", 404), ("/api/health", 200)],
+    [
+        (TICKETS, 200),
+        (f"{TICKETS}/1", 200),
+        (f"{TICKETS}/9", 404),
+        ("/api/health", 200),
+    ],
     ids=lambda value: f"N5-{value}",
 )
 def test_head_is_get_without_the_body(client, seven, path, statuses):

@@ -39,7 +39,11 @@ def test_a_shell_cannot_write_what_breaks_a_rule(existing, sql, assignment):
 
 @pytest.mark.parametrize(
     ("column", "maximum"),
-    [("user_description", 10_000), ("category", 100), ("ai_suggested_response", 50_000)],
+    [
+        ("user_description", 10_000),
+        ("category", 100),
+        ("ai_suggested_response", 50_000),
+    ],
 )
 def test_a_shell_cannot_write_a_longer_text(existing, sql, column, maximum):
     sql(f"UPDATE ticket SET {column} = '{'x' * maximum}'")

@@ -1,142 +1,40 @@
-"""What tests and benchmark share: the service on a real port, its load, and how to look past it."""
+"""The service, or any other server, as a process on a port of its own."""
 
 import contextlib
 import http.client
 import json
 import os
-import re
-import secrets
 import shlex
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
-import pytest
-from peewee import PostgresqlDatabase, SqliteDatabase
-from playhouse import db_url
+from tests.helpers.contract import DESCRIPTION, ROOT, TICKETS
+from tests.helpers.databases import run_sql
+from tests.helpers.timing import wait_for
 
-from database import database, rows_of
-
-ROOT = Path(__file__).resolve().parent.parent
 # The Procfile's command; Server says where it listens.
-SERVICE = (ROOT / "Procfile").read_text().removeprefix("web: ").strip() + " --bind {bind}"
-TICKETS = "/api/v1/tickets"
-POSTGRESQL = os.environ.get("TICKETSVC_TEST_POSTGRESQL")
-DESCRIPTION = "The export button does nothing"
-# For a test that says the same whatever the database is.
-once = pytest.mark.database("sqlite")
-
-
-def connect(url):
-    """Return a database of Peewee's own kind, past everything the service adds."""
-    kind = SqliteDatabase if url.startswith("sqlite") else PostgresqlDatabase
-    options = {} if kind is SqliteDatabase else {"prefer_psycopg3": True}
-    return kind(**db_url.parse(url, True, True), **options)
-
-
-def execute(other, statement):
-    """Run a statement on a connection past the service; return its rows as dicts."""
-    cursor = other.execute_sql(statement)
-    return rows_of(cursor) if cursor.description else []
-
-
-def run_sql(url, statement):
-    """Run a statement on a connection of its own; return its rows as dicts."""
-    with contextlib.closing(connect(url)) as other:
-        return execute(other, statement)
-
-
-@contextmanager
-def postgresql_database(options=""):
-    """Make a database beside the one that the environment names; give its URL, and drop it."""
-    name = f"ticketsvc_test_{secrets.token_hex(8)}"
-    run_sql(POSTGRESQL, f"CREATE DATABASE {name} {options}")
-    try:
-        yield urlsplit(POSTGRESQL)._replace(path=f"/{name}").geturl()
-    finally:
-        run_sql(POSTGRESQL, f"DROP DATABASE {name} WITH (FORCE)")
-
-
-def close_connections():
-    """Close what this thread and the pool have open; the application may open it again."""
-    database.close()
-    for connection in list(getattr(database, "_open", ())):
-        connection.close()
-
-
-def assert_error(response, status, message, fields=None):
-    """Pin the whole shape of an error: N1, N2."""
-    assert response.status_code == status
-    assert response.content_type == "application/json"
-    body = {"error": message} | ({} if fields is None else {"fields": fields})
-    assert response.get_data(as_text=True) == json.dumps(body, ensure_ascii=False) + "\n"
+SERVICE = (ROOT / "Procfile").read_text().removeprefix(
+    "web: "
+).strip() + " --bind {bind}"
 
 
 class Reply:
     """What a server answered: status, headers, body; `json` where the body is."""
 
     def __init__(self, response, body):
-        self.status, self.headers, self.body = response.status, response.headers, body
+        self.status = response.status
+        self.headers = response.headers
+        self.body = body
 
     @property
     def json(self):
         return json.loads(self.body)
-
-
-def wait_for(condition, what, timeout=60):
-    """Return what `condition()` returns once that is true; fail when it is not in time."""
-    deadline = time.monotonic() + timeout
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"after {timeout} s: {what}"
-        time.sleep(0.02)
-    return found
-
-
-def result(load):
-    """Wait for a load to end; return what it printed, its ticket ids as integers."""
-    with load:
-        found = json.loads(load.communicate(timeout=300)[0])
-    for name in ("sent", "acknowledged", "statuses"):
-        found[name] = {int(key): value for key, value in found[name].items()}
-    return found
-
-
-def end(load):
-    """Have a load send no more; return its result."""
-    load.terminate()
-    return result(load)
-
-
-def assert_all_succeeded(found):
-    """Every request of a load was answered, and with 200."""
-    assert set(found["statuses"]) == {200}
-    assert found["failures"] == {}
-
-
-def assert_whole(server):
-    """SQLite finds nothing wrong with the file."""
-    assert server.sql("PRAGMA integrity_check") == [{"integrity_check": "ok"}]
-
-
-def lost(acknowledged, sent, rows):
-    """Return the tickets that hold neither what was acknowledged last nor what was sent after it.
-
-    `rows` are those of the table; a ticket that was never acknowledged may hold anything sent.
-    """
-    stored = {row["id"]: int((row["category"] or "n 0").removeprefix("n ")) for row in rows}
-    return [
-        (ticket_id, acknowledged.get(ticket_id, 0), stored[ticket_id], last)
-        for ticket_id, last in sent.items()
-        if not acknowledged.get(ticket_id, 0) <= stored[ticket_id] <= last
-    ]
 
 
 class Server:
@@ -149,16 +47,20 @@ class Server:
         self.port = free_port(self)
         self.log_path = folder / f"server-{self.port}.log"
         self.environ = {"WEB_CONCURRENCY": "2", **environ}
-        self.command, self.cwd = command, cwd
+        self.command = command
+        self.cwd = cwd
         self.health = f"{prefix}/api/health"
-        self.process, self.loads = None, []
+        self.process = None
 
     def start(self, wait=True, bind=None, behind=(), stderr=None, pass_fds=()):
         """Run the command, `behind` another one; wait until it answers."""
         bind = bind or f"127.0.0.1:{self.port}"
         command = shlex.split(self.command.format(port=self.port, bind=bind))
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        with self.log_path.open("ab") as log, open(stderr or os.devnull, "ab") as errors:
+        with (
+            self.log_path.open("ab") as log,
+            open(stderr or os.devnull, "ab") as errors,
+        ):
             self.process = subprocess.Popen(
                 [*behind, *command],
                 cwd=self.cwd,
@@ -183,7 +85,10 @@ class Server:
         wait_for(answers, "the server does not answer")
         if self.command == SERVICE:
             wanted = int(self.environ["WEB_CONCURRENCY"])
-            wait_for(lambda: sum(map(accepts, self.workers())) == wanted, "there are fewer workers")
+            wait_for(
+                lambda: sum(map(accepts, self.workers())) == wanted,
+                "there are fewer workers",
+            )
 
     def wait_for_log(self, text):
         """Return when `text` stands in the log."""
@@ -234,22 +139,6 @@ class Server:
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return [int(pid) for pid in path.read_text().split()]
 
-    def cpu(self):
-        """Return the CPU seconds of all its processes."""
-        ticks = 0
-        for pid in (self.process.pid, *self.workers()):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
-
-    def memory(self):
-        """Return the proportional set size of all its processes, in MiB."""
-        total = 0
-        for pid in (self.process.pid, *self.workers()):
-            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-            total += int(re.search(r"^Pss:\s+(\d+)", rollup, re.MULTILINE)[1])
-        return total / 1024
-
     @property
     def log(self):
         return self.log_path.read_text(errors="replace")
@@ -272,18 +161,12 @@ class Server:
         )
         return self
 
-    def load(self, clients, tickets=1000, seconds=120, once=False):
-        """Start tests/load.py against the service and return its process, for result() or end()."""
-        arguments = ["--port", self.port, "--clients", clients, "--seconds", seconds]
-        arguments += ["--tickets", tickets, *(["--once"] if once else [])]
-        command = [sys.executable, ROOT / "tests" / "load.py", *map(str, arguments)]
-        self.loads.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-        return self.loads[-1]
-
     def connect(self, timeout=30):
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
 
-    def request(self, method, path, body=None, headers=None, timeout=30, connection=None):
+    def request(
+        self, method, path, body=None, headers=None, timeout=30, connection=None
+    ):
         """Send one request, a dict as JSON; without a connection, on one of its own."""
         headers = dict(headers or {})
         if isinstance(body, dict):
@@ -299,7 +182,9 @@ class Server:
                 own.close()
 
     def post(self, body=None, **options):
-        return self.request("POST", TICKETS, body or {"user_description": DESCRIPTION}, **options)
+        return self.request(
+            "POST", TICKETS, body or {"user_description": DESCRIPTION}, **options
+        )
 
     def patch(self, ticket_id, body, **options):
         return self.request("PATCH", f"{TICKETS}/{ticket_id}", body, **options)
@@ -346,19 +231,9 @@ def accepts(pid):
 def start_line(first="", **environ):
     """Make the application in a process of its own and return what it printed, having failed."""
     command = [sys.executable, "-c", f"{first}import ticketsvc; ticketsvc.create_app()"]
-    process = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    process = subprocess.run(
+        command, cwd=ROOT, env=environ, capture_output=True, text=True
+    )
     assert process.returncode == 1
     assert process.stdout == ""
     return process.stderr
-
-
-def together(count, work):
-    """Run work(0) … work(count - 1) at the same moment and return what they return, in order."""
-    barrier = threading.Barrier(count, timeout=30)
-
-    def run(number):
-        barrier.wait()
-        return work(number)
-
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(run, range(count)))

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from tests import test_upgrade
-from tests.helpers import ROOT, TICKETS, assert_all_succeeded, assert_whole, end, together, wait_for
+from tests.helpers.contract import README, TICKETS
+from tests.helpers.databases import assert_whole
+from tests.helpers.load import assert_all_succeeded
+from tests.helpers.timing import together, wait_for
 
 pytestmark = [
     pytest.mark.database("sqlite"),
     pytest.mark.skipif(not shutil.which("sqlite3"), reason="needs sqlite3(1)"),
 ]
 
-README = (ROOT / "README.md").read_text()
 BACKUP, RESTORE = re.findall(r"^sqlite3 .*$", README, re.MULTILINE)
 CRON = re.search("root cd /var/lib/ticketsvc && (.*)`", README)[1].replace("\\%", "%")
 CLIENTS = 8
@@ -33,7 +34,9 @@ def test_a_backup_under_load_is_whole(server, command):
         connection = server.connect()
         while not over.is_set():
             value = acknowledged[number] + 1
-            reply = server.patch(number + 1, {"category": f"n {value}"}, connection=connection)
+            reply = server.patch(
+                number + 1, {"category": f"n {value}"}, connection=connection
+            )
             assert reply.status == 200
             acknowledged[number] = value
         connection.close()
@@ -59,7 +62,7 @@ def test_a_backup_under_load_is_whole(server, command):
     assert all(value >= least for value, least in zip(values, before, strict=True))
 
 
-def test_a_restore_brings_the_backup_back(server):
+def test_a_restore_brings_the_backup_back(server, start_load):
     """E4: by the README's own commands, under load and after the service was killed."""
     folder = Path(server.path).parent
     server.fill(16)
@@ -67,10 +70,10 @@ def test_a_restore_brings_the_backup_back(server):
     (backup,) = folder.glob("backup-*.db")
     restore = re.sub(r"backup-[0-9-]*\.db", backup.name, RESTORE)
     for _ in range(4):
-        load = server.load(16, 16)
+        load = start_load(server, 16, 16)
         server.wait_for_answers(100)
         subprocess.run(restore, shell=True, cwd=folder, check=True, timeout=60)
-        assert_all_succeeded(end(load))
+        assert_all_succeeded(load.end())
     for killed in (False, True):
         assert server.patch(1, {"category": "later"}).status == 200
         if killed:
@@ -92,7 +95,9 @@ def test_a_restore_of_what_is_not_there_changes_nothing(server):
     assert not list(Path(server.path).parent.glob("*backup*"))
 
 
-@pytest.mark.parametrize("command", [BACKUP, CRON, RESTORE], ids=["by hand", "by cron", "restore"])
+@pytest.mark.parametrize(
+    "command", [BACKUP, CRON, RESTORE], ids=["by hand", "by cron", "restore"]
+)
 def test_where_no_database_is_none_is_made(tmp_path, command):
     """E4: sqlite3(1) by itself would make an empty one, and say nothing."""
     sqlite3.connect(tmp_path / "backup-2026-11-24.db").close()
@@ -101,10 +106,10 @@ def test_where_no_database_is_none_is_made(tmp_path, command):
     assert [path.name for path in tmp_path.iterdir()] == ["backup-2026-11-24.db"]
 
 
-def test_a_backup_of_an_older_version_is_good_after_a_restart(server):
+def test_a_backup_of_an_older_version_is_good_after_a_restart(server, load_old):
     """The start brings it up to date."""
     folder = Path(server.path).parent
-    test_upgrade.load(f"sqlite:///{folder}/backup-2026-11-24.db")
+    load_old(f"sqlite:///{folder}/backup-2026-11-24.db")
     subprocess.run(RESTORE, shell=True, cwd=folder, check=True, timeout=60)
     server.stop()
     server.start()

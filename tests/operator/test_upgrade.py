@@ -2,18 +2,19 @@
 
 import json
 import random
-import shutil
 import time
 from collections import Counter
 from itertools import count
-from pathlib import Path
 
 import pytest
 
-from tests.helpers import TICKETS, close_connections, connect, together, wait_for
+from tests.helpers.contract import TICKETS
+from tests.helpers.databases import close_connections, drop_tables
+from tests.helpers.processes import needs_strace, strace
+from tests.helpers.timing import together, wait_for
 from ticketsvc import create_app
 
-# What is in tests/old_sqlite.sql and tests/old_postgresql.sql: each version with its ticket.
+# What is in old_sqlite.sql and old_postgresql.sql: each version with its ticket.
 OLD = [
     (
         2,
@@ -68,9 +69,10 @@ OLD = [
         },
     ),
 ]
-each_old_ticket = pytest.mark.parametrize(("version", "ticket"), OLD, ids=["1", "2", "3", "4"])
+each_old_ticket = pytest.mark.parametrize(
+    ("version", "ticket"), OLD, ids=["1", "2", "3", "4"]
+)
 
-STRACE = ["strace", "-f", "-o", "/dev/null", "-e", "trace=pwrite64,sendto", "-e"]
 SHAPE = {
     "sqlite": ["SELECT type, name, sql FROM sqlite_master"],
     "postgresql": [
@@ -98,28 +100,9 @@ ROWS = ["SELECT * FROM ticket", "SELECT * FROM ticket_version"]
 
 
 @pytest.fixture
-def database_url(database_url):
+def database_url(database_url, load_old):
     """Each test begins with a database of an older version."""
-    return load(database_url)
-
-
-def load(url):
-    """Put the database of an older version in the place of what is there, and return the URL."""
-    other = connect(url)
-    clear(other.execute_sql)
-    on_sqlite = url.startswith("sqlite")
-    path = Path(__file__).with_name("old_sqlite.sql" if on_sqlite else "old_postgresql.sql")
-    # Both take several statements at once.
-    connection = other.connection()
-    (connection.executescript if on_sqlite else connection.execute)(path.read_text("utf-8"))
-    other.close()
-    return url
-
-
-def clear(execute):
-    """Leave an empty database."""
-    execute("DROP TABLE IF EXISTS ticket")
-    execute("DROP TABLE IF EXISTS ticket_version")
+    return load_old(database_url)
 
 
 def start(url):
@@ -133,7 +116,9 @@ def look(sql, on_sqlite):
     """Return a function that runs queries, {kind of database: a list}, and sorts what they find."""
 
     def run(queries):
-        found = [sql(query) for query in queries["sqlite" if on_sqlite else "postgresql"]]
+        found = [
+            sql(query) for query in queries["sqlite" if on_sqlite else "postgresql"]
+        ]
         return [sorted(map(str, rows)) for rows in found]
 
     return run
@@ -142,7 +127,11 @@ def look(sql, on_sqlite):
 def as_version(version, ticket):
     """Return a ticket as the history shows it."""
     names = ("status", "category", "ai_suggested_response", "updated_at")
-    return {"version": version, **{name: ticket[name] for name in names}, "updated_by": None}
+    return {
+        "version": version,
+        **{name: ticket[name] for name in names},
+        "updated_by": None,
+    }
 
 
 def history(service, ticket_id):
@@ -154,7 +143,11 @@ def assert_kept(server):
     assert "Traceback" not in server.log
     for version, ticket in OLD:
         reply = server.get(ticket["id"])
-        assert (reply.status, reply.headers["ETag"], reply.json) == (200, f'"{version}"', ticket)
+        assert (reply.status, reply.headers["ETag"], reply.json) == (
+            200,
+            f'"{version}"',
+            ticket,
+        )
         assert history(server, ticket["id"]) == [as_version(version, ticket)]
 
 
@@ -166,7 +159,10 @@ def assert_upgraded(server):
         expected = [as_version(version + 1, patched), as_version(version, ticket)]
         assert history(server, ticket["id"]) == expected
     replies = [server.post(headers={"Idempotency-Key": "k"}) for _ in range(2)]
-    assert [(reply.status, reply.json["id"]) for reply in replies] == [(201, 6), (200, 6)]
+    assert [(reply.status, reply.json["id"]) for reply in replies] == [
+        (201, 6),
+        (200, 6),
+    ]
 
 
 @each_old_ticket
@@ -174,7 +170,9 @@ def test_an_old_ticket_keeps_its_body_and_its_etag(client, version, ticket):
     """N1, C1."""
     response = client.get(f"{TICKETS}/{ticket['id']}")
     assert response.status_code == 200
-    assert response.get_data(as_text=True) == json.dumps(ticket, ensure_ascii=False) + "\n"
+    assert (
+        response.get_data(as_text=True) == json.dumps(ticket, ensure_ascii=False) + "\n"
+    )
     assert response.headers["ETag"] == f'"{version}"'
 
 
@@ -223,13 +221,20 @@ def test_a_key_files_one_ticket_beside_old_ones_without_a_key(client):
     first, second = (client.post(TICKETS, json=body, headers=headers) for _ in range(2))
     assert (first.status_code, second.status_code) == (201, 200)
     assert first.json == second.json
-    assert client.post(TICKETS, json={"user_description": "y"}, headers=headers).status_code == 422
+    assert (
+        client.post(
+            TICKETS, json={"user_description": "y"}, headers=headers
+        ).status_code
+        == 422
+    )
     assert len(client.get(TICKETS).json) == len(OLD) + 1
 
 
 def test_ids_go_on_where_the_older_version_stopped(client):
     """The table: ids never reused; ticket 5 was deleted before."""
-    posted = [client.post(TICKETS, json={"user_description": "x"}).json for _ in range(2)]
+    posted = [
+        client.post(TICKETS, json={"user_description": "x"}).json for _ in range(2)
+    ]
     assert [ticket["id"] for ticket in posted] == [6, 7]
 
 
@@ -254,7 +259,7 @@ class TestNames:
 def test_an_upgraded_database_is_like_a_new_one(database_url, sql, look):
     start(database_url)
     upgraded = look(SHAPE)
-    clear(sql)
+    drop_tables(sql)
     start(database_url)
     assert upgraded == look(SHAPE)
 
@@ -281,32 +286,39 @@ DROP = "ALTER TABLE ticket DROP COLUMN"
         pytest.param([TRIGGER, "DROP TABLE ticket_version"], id="trigger-table"),
         pytest.param([INDEX, f"{DROP} idempotency_key"], id="column"),
         pytest.param(
-            [TRIGGER, INDEX, f"{DROP} updated_by", f"{DROP} idempotency_key"], id="columns"
+            [TRIGGER, INDEX, f"{DROP} updated_by", f"{DROP} idempotency_key"],
+            id="columns",
         ),
     ],
 )
 def test_a_start_adds_what_is_missing(database_url, sql, look, on_sqlite, statements):
-    clear(sql)
+    drop_tables(sql)
     start(database_url)
     whole = look(SHAPE)
     for statement in statements:
-        sql(f"{statement} ON ticket" if statement == TRIGGER and not on_sqlite else statement)
+        sql(
+            f"{statement} ON ticket"
+            if statement == TRIGGER and not on_sqlite
+            else statement
+        )
     assert look(SHAPE) != whole
     start(database_url)
     assert look(SHAPE) == whole
 
 
 def test_services_that_start_at_once_on_an_old_database_all_come_up(
-    make_server, database_url, full
+    make_server, database_url, load_old, full
 ):
     """V2: their PATCHes have a version each."""
     for _ in range(5 if full else 1):
-        load(database_url)
+        load_old(database_url)
         servers = [make_server(WEB_CONCURRENCY="1").start(wait=False) for _ in range(4)]
         for server in servers:
             server.wait()
             assert_kept(server)
-        tags = [server.patch(1, {"category": "x"}).headers["ETag"] for server in servers]
+        tags = [
+            server.patch(1, {"category": "x"}).headers["ETag"] for server in servers
+        ]
         assert tags == ['"3"', '"4"', '"5"', '"6"']
         assert [each["version"] for each in history(servers[0], 1)] == [6, 5, 4, 3, 2]
         for server in servers:
@@ -323,29 +335,32 @@ def comes_up(server):
     return not ended()
 
 
-def test_a_start_killed_at_some_moment_is_finished_by_the_next(make_server, database_url, full):
+def test_a_start_killed_at_some_moment_is_finished_by_the_next(
+    make_server, database_url, load_old, full
+):
     """E4: in the second half of its way to the first worker process."""
     server, began = make_server(WEB_CONCURRENCY="1"), time.monotonic()
     assert comes_up(server.start(wait=False))
     length = time.monotonic() - began
     for _ in range(20 if full else 4):
         server.kill()
-        load(database_url)
+        load_old(database_url)
         server.start(wait=False)
         time.sleep(random.uniform(0.5, 1) * length)
         server.kill()
         assert_upgraded(server.start())
 
 
-def test_a_start_killed_at_a_write_is_finished_by_the_next(make_server, full):
+def test_a_start_killed_at_a_write_is_finished_by_the_next(make_server, load_old, full):
     """E4: at each write to the file, or to the connection, that a start makes."""
-    if not shutil.which("strace"):
-        pytest.skip("needs strace(1)")
+    needs_strace()
     for number in count(1, 1) if full else count(11, 4):
         server = make_server(WEB_CONCURRENCY="1")
-        load(server.environ["DATABASE_URL"])
+        load_old(server.environ["DATABASE_URL"])
         inject = f"inject=pwrite64,sendto:signal=KILL:when={number}"
-        if comes_up(server.start(wait=False, behind=[*STRACE, inject])):
+        if comes_up(
+            server.start(wait=False, behind=strace("trace=pwrite64,sendto", inject))
+        ):
             break
         assert_upgraded(server.start())
         server.kill()
@@ -357,7 +372,10 @@ def test_a_column_of_a_newer_version_fails_no_request(app, sql):
 
     def patch(number):
         client = app.test_client()
-        return [client.patch(f"{TICKETS}/1", json={"category": "x"}).status_code for _ in range(20)]
+        return [
+            client.patch(f"{TICKETS}/1", json={"category": "x"}).status_code
+            for _ in range(20)
+        ]
 
     together(8, patch)
     sql("ALTER TABLE ticket ADD COLUMN newer TEXT")
@@ -367,7 +385,7 @@ def test_a_column_of_a_newer_version_fails_no_request(app, sql):
 
 
 def test_a_start_adds_a_column_to_the_versions(database_url, sql, look, on_sqlite):
-    clear(sql)
+    drop_tables(sql)
     start(database_url)
     whole = look(SHAPE)
     sql(TRIGGER if on_sqlite else f"{TRIGGER} ON ticket")

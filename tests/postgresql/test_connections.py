@@ -13,20 +13,15 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from database import database
-from tests.helpers import (
-    assert_all_succeeded,
+from tests.helpers.databases import (
     close_connections,
     connect,
-    end,
     execute,
-    free_port,
-    lost,
     postgresql_database,
-    result,
-    start_line,
-    together,
-    wait_for,
 )
+from tests.helpers.load import assert_all_succeeded, lost
+from tests.helpers.server import free_port, start_line
+from tests.helpers.timing import together, wait_for
 from ticketsvc import create_app
 
 pytestmark = pytest.mark.database("postgresql")
@@ -47,7 +42,10 @@ def held(database_url):
 
     @contextmanager
     def hold(statement):
-        with closing(connect(database_url)) as other, other.transaction() as transaction:
+        with (
+            closing(connect(database_url)) as other,
+            other.transaction() as transaction,
+        ):
             execute(other, statement)
             yield other
             transaction.rollback()
@@ -60,7 +58,9 @@ def control(*action):
     command = os.environ.get("TICKETSVC_TEST_PG_CTL")
     if not command:
         pytest.skip("set TICKETSVC_TEST_PG_CTL to the pg_ctl command of the server")
-    subprocess.run([*shlex.split(command), *action], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [*shlex.split(command), *action], check=True, stdout=subprocess.DEVNULL
+    )
 
 
 def backends(sql):
@@ -73,7 +73,9 @@ def backends(sql):
 
 def wait_for_locks(sql, count=1):
     """Return when so many connections wait for a lock."""
-    waiting = f"SELECT 1 FROM pg_stat_activity WHERE {OTHERS} AND wait_event_type = 'Lock'"
+    waiting = (
+        f"SELECT 1 FROM pg_stat_activity WHERE {OTHERS} AND wait_event_type = 'Lock'"
+    )
     wait_for(lambda: len(sql(waiting)) >= count, "nobody waits for the lock")
 
 
@@ -100,7 +102,9 @@ def test_two_services_lose_nothing_on_one_database(make_server, server, sql):
     ticket_id = server.post().json["id"]
 
     def client(number):
-        service, field = ((server, "category"), (other, "ai_suggested_response"))[number % 2]
+        service, field = ((server, "category"), (other, "ai_suggested_response"))[
+            number % 2
+        ]
         connection = service.connect()
         tags = []
         for turn in range(50):
@@ -124,26 +128,30 @@ def test_a_commit_waits_for_the_disk_whatever_the_default(app, sql, name):
     sql(f"ALTER DATABASE {name} SET synchronous_commit = off")
     try:
         close_connections()
-        assert database.write("SHOW synchronous_commit", []) == [{"synchronous_commit": "on"}]
+        assert database.write("SHOW synchronous_commit", []) == [
+            {"synchronous_commit": "on"}
+        ]
     finally:
         sql(f"ALTER DATABASE {name} RESET synchronous_commit")
 
 
 @pytest.mark.parametrize(
-    ("pool", "most"), [({}, 16), ({"TICKETSVC_POOL_SIZE": "2"}, 4)], ids=["default", "2"]
+    ("pool", "most"),
+    [({}, 16), ({"TICKETSVC_POOL_SIZE": "2"}, 4)],
+    ids=["default", "2"],
 )
-def test_the_pool_is_bounded_and_waits(make_server, sql, pool, most):
+def test_the_pool_is_bounded_and_waits(make_server, start_load, sql, pool, most):
     """E7: 64 clients, two workers, so many connections to each, no failure."""
     server = make_server(**pool).start().fill(1000)
-    load = server.load(64, 1000, 3)
+    load = start_load(server, 64, 1000, 3)
     seen = []
-    while load.poll() is None:
+    while load.is_running:
         seen.append(len(backends(sql)))
         time.sleep(0.05)
-    found = result(load)
+    found = load.result()
     assert_all_succeeded(found)
     assert 2 <= max(seen) <= most
-    assert not lost(found["acknowledged"], found["sent"], sql("SELECT * FROM ticket"))
+    assert not lost(found, sql("SELECT * FROM ticket"))
 
 
 def test_dropped_connections_are_replaced(server, sql):
@@ -159,25 +167,30 @@ def test_dropped_connections_are_replaced(server, sql):
 
 @alone
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
-def test_a_restart_of_the_database_fails_only_what_is_in_flight(server, mode):
+def test_a_restart_of_the_database_fails_only_what_is_in_flight(
+    server, start_load, mode
+):
     """E4, P10: under load; nothing acknowledged is lost, and the service is not restarted."""
     server.fill(1000)
-    load = server.load(16)
+    load = start_load(server, 16)
     server.wait_for_answers(100)
     control("stop", "-m", mode)
     try:
         server.wait_for_log(" 500 ")
     finally:
         control("start")
-    wait_for(lambda: server.request("GET", "/api/health").status == 200, "it has no connection")
+    wait_for(
+        lambda: server.request("GET", "/api/health").status == 200,
+        "it has no connection",
+    )
     server.wait_for_answers(100)
     log = len(server.log)
     server.wait_for_answers(100)
-    found = end(load)
+    found = load.end()
     assert "Traceback" not in server.log[log:]
     assert set(found["statuses"]) == {200, 500}
     assert found["failures"] == {}
-    assert not lost(found["acknowledged"], found["sent"], server.sql("SELECT * FROM ticket"))
+    assert not lost(found, server.sql("SELECT * FROM ticket"))
 
 
 def test_a_locked_row_is_a_500_in_time(server, held):
@@ -208,7 +221,10 @@ def test_a_silent_database_is_a_500_meanwhile(server, sql):
         statuses = together(64, ask)
         assert len(ticks) < 3
     assert statuses == [503 if number % 8 == 0 else 500 for number in range(64)]
-    wait_for(lambda: server.request("GET", "/api/health").status == 200, "it has no connection")
+    wait_for(
+        lambda: server.request("GET", "/api/health").status == 200,
+        "it has no connection",
+    )
     replies = together(32, lambda number: server.patch(1, {"status": "closed"}))
     assert {reply.status for reply in replies} == {200}
 
@@ -247,7 +263,11 @@ def test_options_of_the_url_are_added_to_those_of_the_service(database_url):
         for name in ("statement_timeout", "synchronous_commit", "work_mem")
     }
     close_connections()
-    assert shown == {"statement_timeout": "5s", "synchronous_commit": "on", "work_mem": "1MB"}
+    assert shown == {
+        "statement_timeout": "5s",
+        "synchronous_commit": "on",
+        "work_mem": "1MB",
+    }
 
 
 def test_a_stricter_isolation_of_the_server_fails_no_patch(server, sql, name):
@@ -258,7 +278,10 @@ def test_a_stricter_isolation_of_the_server_fails_no_patch(server, sql, name):
         server.start()
         server.fill(1)
         replies = together(
-            16, lambda n: [server.patch(1, {"category": f"{n} {turn}"}) for turn in range(10)]
+            16,
+            lambda n: [
+                server.patch(1, {"category": f"{n} {turn}"}) for turn in range(10)
+            ],
         )
         assert {reply.status for each in replies for reply in each} == {200}
     finally:
@@ -280,13 +303,15 @@ def limited(sql, database_url, name):
     sql(f"DROP ROLE {name}")
 
 
-def test_where_no_new_connection_is_to_be_had_the_open_ones_serve_all(make_server, limited):
+def test_where_no_new_connection_is_to_be_had_the_open_ones_serve_all(
+    make_server, start_load, limited
+):
     """E7: the role may have fewer connections than the pools have room for."""
     server = make_server(DATABASE_URL=limited, WEB_CONCURRENCY="1").start()
     server.fill(64)
-    load = server.load(32, 64)
+    load = start_load(server, 32, 64)
     server.wait_for_answers(1000)
-    assert_all_succeeded(end(load))
+    assert_all_succeeded(load.end())
     server.stop()
 
 
@@ -315,7 +340,9 @@ def test_a_locked_row_delays_the_others_only(server, held, sql):
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
-def test_an_encoding_that_cannot_hold_every_text_stops_the_start(database_url, encoding):
+def test_an_encoding_that_cannot_hold_every_text_stops_the_start(
+    database_url, encoding
+):
     """N1."""
     options = f"ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0"
     with postgresql_database(options) as url:
@@ -325,9 +352,12 @@ def test_an_encoding_that_cannot_hold_every_text_stops_the_start(database_url, e
 
 def test_a_start_without_the_driver_says_how_to_add_it():
     """The one thing here that is pretended: that psycopg is not installed."""
-    line = start_line("import sys; sys.modules['psycopg'] = None\n", DATABASE_URL="postgres://h/d")
+    line = start_line(
+        "import sys; sys.modules['psycopg'] = None\n", DATABASE_URL="postgres://h/d"
+    )
     assert (
-        line == "DATABASE_URL: needs a driver, add it with: pip install 'psycopg[binary]==3.3.9'\n"
+        line
+        == "DATABASE_URL: needs a driver, add it with: pip install 'psycopg[binary]==3.3.9'\n"
     )
 
 
@@ -335,11 +365,19 @@ def test_a_start_without_the_driver_says_how_to_add_it():
     ("parts", "reason"),
     [
         pytest.param({"netloc": "nobody:s3cret@{host}"}, "nobody", id="user"),
-        pytest.param({"netloc": "u:s3cret@127.0.0.1:{free}"}, "Connection refused", id="port"),
-        pytest.param({"netloc": "u:s3cret@{host}:x"}, "must be sqlite:///tickets.db", id="no-port"),
+        pytest.param(
+            {"netloc": "u:s3cret@127.0.0.1:{free}"}, "Connection refused", id="port"
+        ),
+        pytest.param(
+            {"netloc": "u:s3cret@{host}:x"},
+            "must be sqlite:///tickets.db",
+            id="no-port",
+        ),
         pytest.param({"path": "/no_such_database"}, "no_such_database", id="database"),
         pytest.param({"query": "sslmode=s3cure"}, "s3cure", id="sslmode"),
-        pytest.param({"query": "colour=red"}, 'invalid connection option "colour"', id="option"),
+        pytest.param(
+            {"query": "colour=red"}, 'invalid connection option "colour"', id="option"
+        ),
     ],
 )
 def test_a_database_that_cannot_be_used_stops_the_start(database_url, parts, reason):
@@ -373,7 +411,10 @@ def test_the_time_of_an_update_is_that_after_its_wait(server, held, sql, by):
         "hand": lambda: server.sql("UPDATE ticket SET status = 'closed'"),
     }
     clock = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS')"
-    with ThreadPoolExecutor(1) as pool, held("UPDATE ticket SET category = 'x'") as other:
+    with (
+        ThreadPoolExecutor(1) as pool,
+        held("UPDATE ticket SET category = 'x'") as other,
+    ):
         waiting = pool.submit(change[by])
         wait_for_locks(sql)
         released = other.execute_sql(clock).fetchone()[0]

@@ -12,25 +12,26 @@ from pathlib import Path
 import pytest
 
 from database import PSYCOPG
-from tests.helpers import ROOT, TICKETS, free_port, wait_for
+from tests.helpers.contract import JSON_TYPE, README, ROOT, TICKETS, TIMESTAMP
+from tests.helpers.readme import BLOCKS, blocks
+from tests.helpers.server import free_port
+from tests.helpers.timing import wait_for
 
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-BLOCKS = BLOCK.findall((ROOT / "README.md").read_text())
-COMMANDS = [text.strip() for kind, text in BLOCKS if kind == "sh" and "curl" not in text]
+COMMANDS = [text.strip() for text in blocks("sh") if "curl" not in text]
 EXAMPLES = [
     (command, output)
-    for (kind, command), (_, output) in zip(BLOCKS, [*BLOCKS[1:], ("", "")], strict=True)
+    for (kind, command), (_, output) in zip(
+        BLOCKS, [*BLOCKS[1:], ("", "")], strict=True
+    )
     if kind == "sh" and "curl" in command
 ]
 QUEUE = next(command for command, _ in EXAMPLES if "while" in command)
-TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
-JSON_TYPE = "Content-Type: application/json"
 HEADERS = re.compile(r"(Date|X-Request-ID): [^\n]+")
 
 
 def normalise(text):
     text = text.replace("\r\n", "\n").strip()
-    return HEADERS.sub(r"\1: (new)", TIMESTAMP.sub("(now)", text))
+    return HEADERS.sub(r"\1: (new)", re.sub(TIMESTAMP, "(now)", text))
 
 
 @pytest.fixture
@@ -51,7 +52,10 @@ def checkout(tmp_path):
 
 def test_there_are_two_commands_to_set_up():
     setups = [command for command in COMMANDS if "venv .venv" in command]
-    assert [command.rpartition("/")[2].split()[0] for command in setups] == ["gunicorn", "pytest"]
+    assert [command.rpartition("/")[2].split()[0] for command in setups] == [
+        "gunicorn",
+        "pytest",
+    ]
     assert not any("\n" in command for command in setups)
 
 
@@ -72,7 +76,9 @@ def test_the_run_command_and_every_example(checkout):
     def answers():
         assert service.poll() is None, (checkout / "log").read_text()
         with contextlib.suppress(OSError):
-            return urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=2)
+            return urllib.request.urlopen(
+                f"http://127.0.0.1:{port}/api/health", timeout=2
+            )
 
     try:
         wait_for(answers, "it is not set up, or does not answer", timeout=300).close()
@@ -88,7 +94,7 @@ def test_the_run_command_and_every_example(checkout):
     finally:
         os.killpg(service.pid, signal.SIGTERM)
         service.wait(60)
-    assert len(EXAMPLES) == len([kind for kind, _ in BLOCKS if kind == "json"])
+    assert len(EXAMPLES) == len(blocks("json"))
     expected = [normalise(output) for _, output in EXAMPLES]
     assert [normalise(output) for output in shown] == expected
     assert Path(checkout / "tickets.db").exists()
@@ -111,7 +117,9 @@ def test_two_queue_workers_close_each_ticket_once(server, tmp_path):
     script = QUEUE.partition("\n")[2].replace("after=0", "after=0&limit=7")
     workers = [bash(script, server, tmp_path) for _ in range(2)]
     output = "".join(worker.communicate(timeout=300)[0] for worker in workers)
-    closed = [int(line.split()[0]) for line in output.splitlines() if line.endswith(" 200")]
+    closed = [
+        int(line.split()[0]) for line in output.splitlines() if line.endswith(" 200")
+    ]
     assert sorted(closed) == list(range(1, 31))
     assert {line.split()[1] for line in output.splitlines()} <= {"200", "412"}
     tickets = server.request("GET", f"{TICKETS}?status=closed").json
@@ -122,6 +130,6 @@ def test_two_queue_workers_close_each_ticket_once(server, tmp_path):
 
 def test_the_driver_is_named_alike_everywhere():
     requirements = (ROOT / "tests" / "requirements.txt").read_text()
-    assert f".venv/bin/pip install '{PSYCOPG}'" in (ROOT / "README.md").read_text()
+    assert f".venv/bin/pip install '{PSYCOPG}'" in README
     assert f"{PSYCOPG}\n" in requirements
     assert "psycopg" not in (ROOT / "requirements.txt").read_text()

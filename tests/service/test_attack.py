@@ -11,13 +11,19 @@ import pytest
 from hypothesis import HealthCheck, example, given, seed, settings
 from hypothesis import strategies as st
 
-from tests.helpers import ROOT, TICKETS
+from tests.helpers.contract import JSON, ROOT, TICKETS
 
 SEED = 20261123
 WRITABLE = ("category", "ai_suggested_response", "status")
-JSON = "application/json"
 HEADERS = [
-    *("If-Match", "If-None-Match", "Content-Type", "Authorization", "X-Request-ID", "Accept"),
+    *(
+        "If-Match",
+        "If-None-Match",
+        "Content-Type",
+        "Authorization",
+        "X-Request-ID",
+        "Accept",
+    ),
     *(
         "Range",
         "If-Modified-Since",
@@ -33,7 +39,9 @@ LATIN_1 = st.characters(min_codepoint=32, max_codepoint=255, exclude_categories=
 TEXTS = st.text(st.characters(codec=None), max_size=120)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3)
+    ),
     max_leaves=8,
 )
 BODIES = VALUES | st.dictionaries(
@@ -58,11 +66,21 @@ class TestDocument:
         run = subprocess.run(
             [
                 Path(sys.executable).parent / "schemathesis",
-                *("--config-file", ROOT / "tests" / "schemathesis.toml"),
-                *("run", ROOT / "openapi.json", "--url", f"http://127.0.0.1:{server.port}"),
+                *("--config-file", Path(__file__).with_name("schemathesis.toml")),
+                *(
+                    "run",
+                    ROOT / "openapi.json",
+                    "--url",
+                    f"http://127.0.0.1:{server.port}",
+                ),
                 *("--header", "Authorization: Bearer s3cret", "--checks", "all"),
                 *("--seed", str(SEED), "--max-examples", "300" if full else "20"),
-                *("--continue-on-failure", "--no-color", "--suppress-health-check", "too_slow"),
+                *(
+                    "--continue-on-failure",
+                    "--no-color",
+                    "--suppress-health-check",
+                    "too_slow",
+                ),
             ],
             cwd=tmp_path,
             capture_output=True,
@@ -92,7 +110,9 @@ class TestPatch:
             before = server.request("GET", path, connection=connection).json
             try:
                 target = path if ticket_id is None else f"{TICKETS}/{ticket_id}"
-                reply = server.request("PATCH", target, body, headers, connection=connection)
+                reply = server.request(
+                    "PATCH", target, body, headers, connection=connection
+                )
             except http.client.HTTPException:
                 connection.close()
                 raise
@@ -100,13 +120,19 @@ class TestPatch:
             answer = reply.json
             if reply.status == 200:
                 changes = {
-                    name: json.loads(body)[name] for name in WRITABLE if name in json.loads(body)
+                    name: json.loads(body)[name]
+                    for name in WRITABLE
+                    if name in json.loads(body)
                 }
                 expected = {**before, **changes, "updated_at": after["updated_at"]}
                 assert answer == after == expected
                 return reply
             assert after == before
-            known = (400, 401, 408, 412, 413, 415, 431) if ticket_id is None else (400, 404, 500)
+            known = (
+                (400, 401, 408, 412, 413, 415, 431)
+                if ticket_id is None
+                else (400, 404, 500)
+            )
             assert reply.status in known
             assert reply.headers["Content-Type"] == JSON
             assert set(answer) <= {"error", "fields"}
@@ -147,7 +173,8 @@ class TestPatch:
         @seed(SEED)
         @self.examples(full)
         @given(
-            st.binary(max_size=200) | st.sampled_from(good), st.sampled_from([JSON, "a/b+json", ""])
+            st.binary(max_size=200) | st.sampled_from(good),
+            st.sampled_from([JSON, "a/b+json", ""]),
         )
         def run(body, content_type):
             reply = patch(body, {"Content-Type": content_type} if content_type else {})
@@ -161,7 +188,11 @@ class TestPatch:
 
         @seed(SEED)
         @self.examples(full)
-        @given(st.dictionaries(st.sampled_from(HEADERS), st.text(LATIN_1, max_size=60) | tags))
+        @given(
+            st.dictionaries(
+                st.sampled_from(HEADERS), st.text(LATIN_1, max_size=60) | tags
+            )
+        )
         def run(headers):
             patch(b'{"category": "x"}', {"Content-Type": JSON, **headers})
 
@@ -170,7 +201,9 @@ class TestPatch:
     def test_any_id_whatever(self, patch, full):
         """P9, P14."""
         ids = st.integers(2) | st.text(
-            st.characters(codec="ascii", categories=["L", "N", "P"], exclude_characters="/?#%"),
+            st.characters(
+                codec="ascii", categories=["L", "N", "P"], exclude_characters="/?#%"
+            ),
             min_size=1,
             max_size=40,
         )

@@ -4,7 +4,8 @@ import threading
 
 import pytest
 
-from tests.helpers import DESCRIPTION, TICKETS, together
+from tests.helpers.contract import DESCRIPTION, TICKETS
+from tests.helpers.timing import together
 
 PATCHES = 200
 ROUNDS = 20
@@ -42,7 +43,9 @@ def test_every_concurrent_patch_has_a_version_of_its_own(server, ticket_id):
     def client(number):
         connection = server.connect()
         replies = [
-            server.patch(ticket_id, {"category": f"{number}.{turn}"}, connection=connection)
+            server.patch(
+                ticket_id, {"category": f"{number}.{turn}"}, connection=connection
+            )
             for turn in range(50)
         ]
         connection.close()
@@ -92,4 +95,6 @@ def test_concurrent_creations_get_ids_of_their_own(server):
 
     answers = [answer for answers in together(8, client) for answer in answers]
     assert {status for status, _ in answers} == {201}
-    assert {location for _, location in answers} == {f"{TICKETS}/{n}" for n in range(1, 201)}
+    assert {location for _, location in answers} == {
+        f"{TICKETS}/{n}" for n in range(1, 201)
+    }

@@ -8,13 +8,13 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from tests.helpers import DESCRIPTION, ROOT, TICKETS, once, wait_for
+from tests.helpers.contract import DESCRIPTION, README, ROOT, TICKETS, TIMESTAMP, once
+from tests.helpers.timing import wait_for
 
 pytestmark = once
 
-TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 LINE = re.compile(
-    rf"^{TIME} (?P<method>\S+) (?P<path>\S+) (?P<status>\d+) (?P<bytes>\d+) "
+    rf"^{TIMESTAMP} (?P<method>\S+) (?P<path>\S+) (?P<status>\d+) (?P<bytes>\d+) "
     r"(?P<milliseconds>\d+\.\d) (?P<remote>\S+) (?P<user>\S+) (?P<id>\S+)$",
     re.MULTILINE,
 )
@@ -49,7 +49,10 @@ def test_a_valid_request_id_is_taken_over(client, given):
 def test_another_request_id_is_made_anew(client, given):
     """E5."""
     headers = {} if given is None else {"X-Request-ID": given}
-    ids = {client.get("/api/health", headers=headers).headers["X-Request-ID"] for _ in range(3)}
+    ids = {
+        client.get("/api/health", headers=headers).headers["X-Request-ID"]
+        for _ in range(3)
+    }
     assert len(ids) == 3
     assert given not in ids
     assert all(re.fullmatch("[0-9a-f]{32}", each) for each in ids)
@@ -79,7 +82,9 @@ def test_each_request_is_one_line(server):
     server.patch(1, {"status": "closed"}, headers={"X-Request-ID": "patch-1"})
     server.patch(1, {"status": "open"}, headers={"X-Request-ID": "patch-2"})
     server.patch(9, {"status": "closed"}, headers={"X-Request-ID": "patch-3"})
-    reply = server.request("GET", f"{TICKETS}?limit=1", headers={"X-Request-ID": "list-1"})
+    reply = server.request(
+        "GET", f"{TICKETS}?limit=1", headers={"X-Request-ID": "list-1"}
+    )
     server.request("HEAD", f"{TICKETS}/1", headers={"X-Request-ID": "head-1"})
     server.request("DELETE", "/nowhere%0a%20x", headers={"X-Request-ID": "404-1"})
     found = [
@@ -107,7 +112,9 @@ def test_what_gunicorn_refuses_is_one_line_too(server):
     """E5: with the id that the answer has."""
     received = server.raw(b"GET / HTTP/9.9\r\n\r\n").decode()
     request_id = re.search("X-Request-ID: (.*)\r\n", received)[1]
-    assert [(line["status"], line["id"]) for line in lines(server)] == [("400", request_id)]
+    assert [(line["status"], line["id"]) for line in lines(server)] == [
+        ("400", request_id)
+    ]
 
 
 @pytest.mark.database("sqlite", "postgresql")
@@ -115,11 +122,20 @@ def test_a_failure_is_logged_once_with_its_request(server, sql):
     """P10, E5: a traceback, and the id in the record's first line."""
     server.post()
     sql("DROP TABLE ticket")
-    assert server.patch(1, {"status": "closed"}, headers={"X-Request-ID": "why-1"}).status == 500
-    assert server.request("GET", "/api/health", headers={"X-Request-ID": "why-2"}).status == 503
+    assert (
+        server.patch(1, {"status": "closed"}, headers={"X-Request-ID": "why-1"}).status
+        == 500
+    )
+    assert (
+        server.request("GET", "/api/health", headers={"X-Request-ID": "why-2"}).status
+        == 503
+    )
     for request_id in ("why-1", "why-2"):
         server.wait_for_log(f"[{request_id}]")
-    for request_id, message in (("why-1", "PATCH /api/v1/tickets/1 failed: "), ("why-2", "Data")):
+    for request_id, message in (
+        ("why-1", "PATCH /api/v1/tickets/1 failed: "),
+        ("why-2", "Data"),
+    ):
         assert server.log.count(f"[ERROR] [{request_id}] {message}") == 1
     assert "Traceback" in server.log
 
@@ -165,7 +181,10 @@ def test_an_address_that_a_client_claims_is_not_logged(make_server, trusted):
     server = make_server(FORWARDED_ALLOW_IPS=trusted).start()
     for source in ("127.0.0.1", "127.0.0.2"):
         connection = HTTPConnection("127.0.0.1", server.port, 30, (source, 0))
-        headers = {"X-Forwarded-For": "192.0.2.7, 192.0.2.8", "X-Request-ID": f"from-{source}"}
+        headers = {
+            "X-Forwarded-For": "192.0.2.7, 192.0.2.8",
+            "X-Request-ID": f"from-{source}",
+        }
         server.request("GET", TICKETS, headers=headers, connection=connection)
         connection.close()
         remote = "192.0.2.8" if source == trusted else source
@@ -173,12 +192,15 @@ def test_an_address_that_a_client_claims_is_not_logged(make_server, trusted):
 
 
 @pytest.mark.parametrize(
-    "header", ["Authorization Bearer s3cret", "Authorization : Bearer s3cret", "X: s3cret\x01"]
+    "header",
+    ["Authorization Bearer s3cret", "Authorization : Bearer s3cret", "X: s3cret\x01"],
 )
 def test_a_malformed_header_is_logged_without_its_text(make_server, header):
     """E2: it may hold a token."""
     server = make_server(TICKETSVC_TOKENS="s3cret").start()
-    received = server.raw(f"GET {TICKETS} HTTP/1.1\r\nHost: x\r\n{header}\r\n\r\n".encode())
+    received = server.raw(
+        f"GET {TICKETS} HTTP/1.1\r\nHost: x\r\n{header}\r\n\r\n".encode()
+    )
     assert b" 400 " in received.splitlines()[0]
     assert [line["status"] for line in lines(server)] == ["400"]
     assert "[WARNING] Refused: InvalidHeader" in server.log
@@ -190,7 +212,9 @@ def test_a_malformed_header_is_logged_without_its_text(make_server, header):
 def test_the_start_names_the_version_and_the_database(server, on_sqlite):
     """E8: without a password."""
     url = urlsplit(server.environ["DATABASE_URL"])
-    name = f"{server.path}, this host" if on_sqlite else f"{url.path[1:]}, {url.hostname}"
+    name = (
+        f"{server.path}, this host" if on_sqlite else f"{url.path[1:]}, {url.hostname}"
+    )
     version = json.loads((ROOT / "openapi.json").read_text())["info"]["version"]
     assert f"[INFO] [-] ticketsvc {version} on {name}" in server.log
     password = url.password and unquote(url.password)
@@ -214,7 +238,9 @@ def test_health_requests_are_logged_in_detail_only(make_server, level, count):
     ("level", "requests", "warnings", "errors"),
     [("debug", 2, 1, 1), ("INFO", 2, 1, 1), ("warning", 0, 1, 1), ("error", 0, 0, 1)],
 )
-def test_the_level_decides_what_is_logged(make_server, sql, level, requests, warnings, errors):
+def test_the_level_decides_what_is_logged(
+    make_server, sql, level, requests, warnings, errors
+):
     server = make_server(TICKETSVC_LOG_LEVEL=level).start()
     server.patch(9, {"status": "closed"})
     sql("DROP TABLE ticket")
@@ -231,7 +257,9 @@ def test_requests_go_to_stdout_and_the_rest_to_stderr(make_server, tmp_path):
     server.start(stderr=tmp_path / "stderr")
     server.patch(9, {"status": "closed"})
     assert len(lines(server)) == 1
-    assert set(server.log.splitlines()) == {match[0] for match in LINE.finditer(server.log)}
+    assert set(server.log.splitlines()) == {
+        match[0] for match in LINE.finditer(server.log)
+    }
     assert "does not exist" in (tmp_path / "stderr").read_text()
 
 
@@ -249,4 +277,4 @@ def test_a_full_stdout_spoils_no_answer(make_server, tmp_path):
 
 def test_the_log_of_the_readme_is_real():
     """The line that the README shows has the form of those here."""
-    assert LINE.search((ROOT / "README.md").read_text())
+    assert LINE.search(README)

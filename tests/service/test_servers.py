@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.helpers import DESCRIPTION, TICKETS, once
+from tests.helpers.contract import DESCRIPTION, JSON, NO_SUCH_PATH, TICKETS, once
 
 pytestmark = once
 
@@ -18,7 +18,7 @@ import ticketsvc
 from wsgiref.simple_server import make_server
 make_server("127.0.0.1", {port}, ticketsvc.create_app()).serve_forever()
 '"""
-JSON_TYPE = {"Content-Type": "application/json"}
+HEADERS = {"Content-Type": JSON}
 
 
 @pytest.fixture
@@ -40,9 +40,12 @@ def assert_serves(server):
     read = server.get(1)
     assert (read.status, read.json) == (200, written.json)
     missed = server.request("GET", "/nowhere")
-    assert (missed.status, missed.body) == (404, b'{"error": "No such path"}\n')
+    assert (missed.status, missed.body) == (
+        404,
+        b'{"error": "%s"}\n' % NO_SUCH_PATH.encode(),
+    )
     for reply in (filed, written, read, missed):
-        assert reply.headers["Content-Type"] == "application/json"
+        assert reply.headers["Content-Type"] == JSON
         assert len(reply.headers.get_all("Date")) == 1
     assert "Traceback" not in server.log
 
@@ -62,17 +65,19 @@ def test_read_a_chunked_body_under_flask_run(start):
     """E1: which ends with its last chunk, and has the limit of any other."""
     server = start(FLASK)
     server.post()
-    written = server.patch(1, chunks({"status": "closed"}), headers=JSON_TYPE)
+    written = server.patch(1, chunks({"status": "closed"}), headers=HEADERS)
     assert (written.status, written.json["status"]) == (200, "closed")
     large = chunks({"category": "x" * 2**20})
-    assert server.patch(1, large, headers=JSON_TYPE).status == 413
+    assert server.patch(1, large, headers=HEADERS).status == 413
 
 
 def test_serve_under_python_m_gunicorn(start):
     """N1: with gunicorn.conf.py, which is found in the folder that it is started from."""
     server = start(GUNICORN)
     assert_serves(server)
-    assert server.raw(b"nonsense\r\n\r\n").endswith(b'{"error": "Request is not valid HTTP"}\n')
+    assert server.raw(b"nonsense\r\n\r\n").endswith(
+        b'{"error": "Request is not valid HTTP"}\n'
+    )
     assert server.stop() == 0
 
 

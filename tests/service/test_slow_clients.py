@@ -10,7 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.helpers import TICKETS, together, wait_for
+from tests.helpers.contract import TICKETS
+from tests.helpers.processes import limited
+from tests.helpers.timing import together, wait_for
 
 pytestmark = pytest.mark.database("sqlite")
 
@@ -44,7 +46,9 @@ def test_others_are_served_beside_slow_clients(server, sent, again):
             if turn == 0 and not sent:  # They wait at the poller, not at a thread.
                 assert not any(ended(each) for each in slow_clients)
             if again:
-                slow_clients = [connect() if ended(each) else each for each in slow_clients]
+                slow_clients = [
+                    connect() if ended(each) else each for each in slow_clients
+                ]
     assert "Traceback" not in server.log
 
 
@@ -83,7 +87,9 @@ def test_a_client_that_goes_away_leaves_no_traceback(server):
     for _ in range(5):
         with socket.create_connection(("127.0.0.1", server.port), 5) as connection:
             # A reset in place of an orderly end.
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            connection.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"
+            )
             connection.sendall(HALVES["half-a-body"])
     wait_for(lambda: descriptors(server) == before, "they are not closed")
     assert server.get(1).status == 200
@@ -97,7 +103,9 @@ def test_a_client_that_does_not_read_is_cut_off(server):
         server.post(ticket)
     with socket.create_connection(("127.0.0.1", server.port), 5) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.sendall(f"GET {TICKETS}?limit=1000 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        connection.sendall(
+            f"GET {TICKETS}?limit=1000 HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+        )
         server.wait_for_log("Socket error processing request.")
     assert server.get(1).status == 200
     assert "Traceback" not in server.log
@@ -153,15 +161,21 @@ def test_a_unix_socket_is_served_like_a_port(make_server, tmp_path):
             connection.sendall(data)
             return b"".join(iter(lambda: connection.recv(4096), b""))
 
-    half = HALVES["half-a-body"].replace(b"localhost", b"localhost\r\nConnection: close")
-    assert send(half + b'"closed"}'.ljust(100 - len('{"status": '))).startswith(b"HTTP/1.1 200 ")
+    half = HALVES["half-a-body"].replace(
+        b"localhost", b"localhost\r\nConnection: close"
+    )
+    assert send(half + b'"closed"}'.ljust(100 - len('{"status": '))).startswith(
+        b"HTTP/1.1 200 "
+    )
     received = send(half)
     assert received.startswith(b"HTTP/1.1 408 ")
     assert received.endswith(b'{"error": "Request body did not arrive in time"}\n')
     assert send(b"nonsense\r\n\r\n").startswith(b"HTTP/1.1 400 ")
     server.wait_for_log(" - - 400 ")
     for status in (200, 408):
-        line = re.compile(rf" PATCH {TICKETS}/1 {status} [\d.]+ [\d.]+ - - \w+$", re.MULTILINE)
+        line = re.compile(
+            rf" PATCH {TICKETS}/1 {status} [\d.]+ [\d.]+ - - \w+$", re.MULTILINE
+        )
         wait_for(lambda line=line: line.search(server.log), "it is not logged")
 
 
@@ -192,7 +206,9 @@ def test_the_soft_limit_of_descriptors_is_raised(make_server):
 
 def test_no_more_connections_are_taken_than_there_are_descriptors(make_server):
     """E9: the others wait to be accepted; each thread needs some for its database connection."""
-    server = make_server(WEB_CONCURRENCY="1").start(behind=["prlimit", "--nofile=400:400"])
+    server = make_server(WEB_CONCURRENCY="1").start(
+        behind=["prlimit", "--nofile=400:400"]
+    )
     server.fill(1)
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(contextlib.closing(server.connect(timeout=60)))
@@ -210,15 +226,15 @@ def test_a_worker_without_descriptors_survives(make_server):
     server = make_server(WEB_CONCURRENCY="1").start()
     server.fill(1)
     (worker,) = server.workers()
-    limits = resource.prlimit(worker, resource.RLIMIT_NOFILE)
     used = len(os.listdir(f"/proc/{worker}/fd"))
-    resource.prlimit(worker, resource.RLIMIT_NOFILE, (used + 20, limits[1]))
-    with contextlib.ExitStack() as stack:
+    with (
+        limited([worker], resource.RLIMIT_NOFILE, used + 20),
+        contextlib.ExitStack() as stack,
+    ):
         for _ in range(60):
             address = ("127.0.0.1", server.port)
             stack.enter_context(socket.create_connection(address, 5))
         server.wait_for_log("No room for a connection")
-    resource.prlimit(worker, resource.RLIMIT_NOFILE, limits)
     assert server.get(1, timeout=20).status == 200
     assert server.workers() == [worker]
     assert "Traceback" not in server.log
@@ -229,20 +245,26 @@ def test_a_worker_that_cannot_start_a_thread_survives(make_server):
 
     As many connections as it may have, which is few here, are lost to it and counted no more.
     """
-    server = make_server(WEB_CONCURRENCY="1").start(behind=["prlimit", "--nofile=320:320"])
+    server = make_server(WEB_CONCURRENCY="1").start(
+        behind=["prlimit", "--nofile=320:320"]
+    )
     server.fill(64)
     (worker,) = server.workers()
-    limits = resource.prlimit(worker, resource.RLIMIT_AS)
     with open(f"/proc/{worker}/statm") as statm:
         size = int(statm.read().split()[0]) * resource.getpagesize()
-    resource.prlimit(worker, resource.RLIMIT_AS, (size + 4 * 2**20, limits[1]))
-    with contextlib.ExitStack() as stack:
+    with (
+        limited([worker], resource.RLIMIT_AS, size + 4 * 2**20),
+        contextlib.ExitStack() as stack,
+    ):
         for _ in range(100):
             connection = socket.create_connection(("127.0.0.1", server.port), 5)
             stack.enter_context(connection).sendall(HALVES["half-a-body"])
-        wait_for(lambda: server.log.count("No room for a connection") > 80, "there was room")
-    resource.prlimit(worker, resource.RLIMIT_AS, limits)
-    replies = together(64, lambda n: server.patch(n + 1, {"status": "closed"}, timeout=20))
+        wait_for(
+            lambda: server.log.count("No room for a connection") > 80, "there was room"
+        )
+    replies = together(
+        64, lambda n: server.patch(n + 1, {"status": "closed"}, timeout=20)
+    )
     assert {reply.status for reply in replies} == {200}
     assert server.workers() == [worker]
 
@@ -261,7 +283,9 @@ def test_an_answer_before_the_body_arrives_whole(make_server, status):
         with socket.create_connection(("127.0.0.1", server.port), 10) as connection:
             connection.sendall(head)
             for _ in range(3 * 2**19 // 65536):
-                connection.sendall(b" " * 65536)  # Raises where the connection was reset.
+                connection.sendall(
+                    b" " * 65536
+                )  # Raises where the connection was reset.
                 time.sleep(0.002)
             received = b""
             while data := connection.recv(65536):

@@ -7,11 +7,17 @@ import socket
 
 import pytest
 
-from tests.helpers import DESCRIPTION, TICKETS, Server
+from tests.helpers.contract import (
+    DESCRIPTION,
+    JSON,
+    JSON_TYPE,
+    MIB,
+    NOT_JSON,
+    TICKETS,
+    TOO_LARGE,
+)
+from tests.helpers.server import Server
 
-MIB = 1024 * 1024
-NOT_JSON = "Request body is not valid JSON"
-TOO_LARGE = "Request body is larger than 1 MiB"
 NOT_HTTP = "Request is not valid HTTP"
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
 
@@ -36,7 +42,12 @@ def quiet_log(service):
 
 def message(method, path, body=b"", *headers, version="HTTP/1.1"):
     """Return a request as bytes, asking for the connection to be closed after it."""
-    lines = [f"{method} {path} {version}", "Host: localhost", "Connection: close", *headers]
+    lines = [
+        f"{method} {path} {version}",
+        "Host: localhost",
+        "Connection: close",
+        *headers,
+    ]
     if body:
         lines.append(f"Content-Length: {len(body)}")
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
@@ -47,10 +58,13 @@ def split(received):
     head, _, body = received.partition(b"\r\n\r\n")
     status_line, *lines = head.decode("latin-1").split("\r\n")
     headers = dict(line.split(": ", 1) for line in lines)
-    return int(status_line.split()[1]), {name.lower(): headers[name] for name in headers}, body
+    return (
+        int(status_line.split()[1]),
+        {name.lower(): headers[name] for name in headers},
+        body,
+    )
 
 
-JSON_TYPE = "Content-Type: application/json"
 CHUNKED = "Transfer-Encoding: chunked"
 FORM = "application/x-www-form-urlencoded"
 
@@ -67,7 +81,7 @@ def test_a_bad_body_gets_the_answer_of_the_contract(service, body, status, sente
     received = service.raw(message("PATCH", f"{TICKETS}/1", body, JSON_TYPE))
     answered, headers, body = split(received)
     assert answered == status
-    assert headers["content-type"] == "application/json"
+    assert headers["content-type"] == JSON
     assert json.loads(body) == {"error": sentence}
     assert body.endswith(b"}\n")
     assert service.get(1).headers["ETag"] == '"1"'
@@ -92,7 +106,10 @@ def test_a_bad_body_gets_the_answer_of_the_contract(service, body, status, sente
             id="long-path",
         ),
         pytest.param(
-            GET + b"Expect: a-miracle\r\n\r\n", 417, "Expect must be 100-continue", id="expect"
+            GET + b"Expect: a-miracle\r\n\r\n",
+            417,
+            "Expect must be 100-continue",
+            id="expect",
         ),
         pytest.param(
             GET + b"Transfer-Encoding: xchunked\r\n\r\n",
@@ -106,7 +123,7 @@ def test_what_gunicorn_refuses_itself_is_json_too(service, data, status, sentenc
     """N1, N2."""
     answered, headers, body = split(service.raw(data))
     assert answered == status
-    assert headers["content-type"] == "application/json"
+    assert headers["content-type"] == JSON
     assert (headers["connection"], headers["cache-control"]) == ("close", "no-cache")
     assert re.fullmatch("[0-9a-f]{32}", headers["x-request-id"])
     assert json.loads(body) == {"error": sentence}
@@ -121,7 +138,9 @@ def test_every_answer_has_one_date_and_its_length(service):
         assert int(split(received)[1]["content-length"]) == len(split(received)[2])
 
 
-@pytest.mark.parametrize("chunks", [b"zz\r\n", b"5\r\nabc", b"-1\r\n\r\n", b"5\r\nabcdefgh\r\n"])
+@pytest.mark.parametrize(
+    "chunks", [b"zz\r\n", b"5\r\nabc", b"-1\r\n\r\n", b"5\r\nabcdefgh\r\n"]
+)
 def test_a_malformed_chunk_is_a_400(service, chunks):
     """E1."""
     head = message("PATCH", f"{TICKETS}/1", b"", JSON_TYPE, CHUNKED)
@@ -130,14 +149,18 @@ def test_a_malformed_chunk_is_a_400(service, chunks):
     assert list(json.loads(body)) == ["error"]
 
 
-@pytest.mark.parametrize(("size", "status"), [(MIB, 200), (MIB + 1, 413), (2 * MIB, 413)])
+@pytest.mark.parametrize(
+    ("size", "status"), [(MIB, 200), (MIB + 1, 413), (2 * MIB, 413)]
+)
 def test_a_chunked_body_has_the_same_limit(service, size, status):
     """E1: without a Content-Length, and cut off at the limit it would still be JSON."""
     ticket = service.post().json
     head = message("PATCH", f"{TICKETS}/{ticket['id']}", b"", JSON_TYPE, CHUNKED)
     body = b'{"status": "closed"}'.ljust(size)
     chunks = [body[start : start + 0x8000] for start in range(0, size, 0x8000)]
-    chunked = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in [*chunks, b""])
+    chunked = b"".join(
+        b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in [*chunks, b""]
+    )
     assert split(service.raw(head + chunked))[0] == status
 
 
@@ -160,18 +183,26 @@ def test_an_endless_chunked_body_is_refused_on_its_way(service):
 
 def test_a_length_over_the_limit_is_refused_without_a_byte_of_the_body(service):
     """E1: from the headers alone."""
-    request = message("PATCH", f"{TICKETS}/1", b"", JSON_TYPE, f"Content-Length: {MIB + 1}")
+    request = message(
+        "PATCH", f"{TICKETS}/1", b"", JSON_TYPE, f"Content-Length: {MIB + 1}"
+    )
     assert statuses(service.raw(request)) == [413]
 
 
-@pytest.mark.parametrize("arrived", ["", '{"status": "closed"}'], ids=["nothing", "an-object"])
+@pytest.mark.parametrize(
+    "arrived", ["", '{"status": "closed"}'], ids=["nothing", "an-object"]
+)
 def test_a_body_cut_short_writes_nothing(service, arrived):
     """E1, P3: what did arrive would be a good body, or none at all."""
     length = f"Content-Length: {len(arrived) + 9}"
-    request = message("PATCH", f"{TICKETS}/1", b"", JSON_TYPE, length) + arrived.encode()
+    request = (
+        message("PATCH", f"{TICKETS}/1", b"", JSON_TYPE, length) + arrived.encode()
+    )
     answered, _, body = split(service.raw(request, shutdown=True))
     assert answered == 400
-    assert json.loads(body) == {"error": "Request body is shorter than its Content-Length"}
+    assert json.loads(body) == {
+        "error": "Request body is shorter than its Content-Length"
+    }
     assert service.get(1).headers["ETag"] == '"1"'
 
 
@@ -182,7 +213,8 @@ LENGTH = f"Content-Length: {len(CHANGE)}"
 def statuses(received):
     """Return the status of every response in what was received."""
     return [
-        int(status) for status in re.findall(rb"^HTTP/1\.[01] (\d{3}) ", received, re.MULTILINE)
+        int(status)
+        for status in re.findall(rb"^HTTP/1\.[01] (\d{3}) ", received, re.MULTILINE)
     ]
 
 
@@ -197,14 +229,18 @@ def statuses(received):
         pytest.param([LENGTH, CHUNKED], b"0\r\n\r\n", id="length-and-chunked"),
         pytest.param([CHUNKED, LENGTH], b"0\r\n\r\n", id="chunked-and-length"),
         pytest.param([CHUNKED, CHUNKED], b"0\r\n\r\n", id="chunked-twice"),
-        pytest.param(["Transfer-Encoding : chunked"], b"0\r\n\r\n", id="space-before-colon"),
+        pytest.param(
+            ["Transfer-Encoding : chunked"], b"0\r\n\r\n", id="space-before-colon"
+        ),
         pytest.param(["X: 1\n" + CHUNKED], b"0\r\n\r\n", id="bare-line-feed"),
         pytest.param(["X: 1\r\n folded"], CHANGE, id="folded-header"),
     ],
 )
 def test_a_smuggling_shape_is_refused_and_the_connection_closed(service, headers, body):
     """N1: what follows the doubtful request is never read as another one."""
-    head = "\r\n".join([f"PATCH {TICKETS}/1 HTTP/1.1", "Host: x", JSON_TYPE, *headers, "", ""])
+    head = "\r\n".join(
+        [f"PATCH {TICKETS}/1 HTTP/1.1", "Host: x", JSON_TYPE, *headers, "", ""]
+    )
     following = message("PATCH", f"{TICKETS}/1", CHANGE, JSON_TYPE)
     received = service.raw(head.encode() + body + following)
     assert statuses(received) in ([400], [501])
@@ -215,19 +251,37 @@ def test_a_smuggling_shape_is_refused_and_the_connection_closed(service, headers
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
-        pytest.param([f"X-{number}: x" for number in range(200)], 431, id="200-headers"),
+        pytest.param(
+            [f"X-{number}: x" for number in range(200)], 431, id="200-headers"
+        ),
         pytest.param(["X: " + "x" * 2**20], 431, id="1-MiB-header"),
-        pytest.param([f"X-{number}: {'x' * 8000}" for number in range(90)], 200, id="all-allowed"),
+        pytest.param(
+            [f"X-{number}: {'x' * 8000}" for number in range(90)], 200, id="all-allowed"
+        ),
     ],
 )
 def test_a_header_bomb_is_refused(service, headers, status):
     """N1."""
-    assert statuses(service.raw(message("GET", f"{TICKETS}/1", b"", *headers))) == [status]
+    assert statuses(service.raw(message("GET", f"{TICKETS}/1", b"", *headers))) == [
+        status
+    ]
 
 
 @pytest.mark.parametrize(
     "path",
-    ["%00", "1%00", "%2F", "%2f1", "1%2F", "..%2F1", "%0a1", "%D9%A3", "%ff", "1;x", "1%20"],
+    [
+        "%00",
+        "1%00",
+        "%2F",
+        "%2f1",
+        "1%2F",
+        "..%2F1",
+        "%0a1",
+        "%D9%A3",
+        "%ff",
+        "1;x",
+        "1%20",
+    ],
 )
 @pytest.mark.parametrize("method", ["GET", "PATCH"])
 def test_an_escaped_path_is_not_found(service, path, method):
@@ -240,8 +294,12 @@ def test_an_escaped_path_is_not_found(service, path, method):
 
 def test_http_1_0_is_served_and_closed(service):
     ticket = service.post().json
-    request = message("PATCH", f"{TICKETS}/{ticket['id']}", CHANGE, JSON_TYPE, version="HTTP/1.0")
-    status, headers, body = split(service.raw(request.replace(b"Connection: close\r\n", b"")))
+    request = message(
+        "PATCH", f"{TICKETS}/{ticket['id']}", CHANGE, JSON_TYPE, version="HTTP/1.0"
+    )
+    status, headers, body = split(
+        service.raw(request.replace(b"Connection: close\r\n", b""))
+    )
     assert (status, headers["connection"]) == (200, "close")
     assert json.loads(body)["status"] == "closed"
 
@@ -251,7 +309,8 @@ def test_pipelined_requests_are_answered_in_order(service):
     path = f"{TICKETS}/{ticket['id']}"
     names = ["one", "two", "three"]
     requests = [
-        message("PATCH", path, json.dumps({"category": name}).encode(), JSON_TYPE) for name in names
+        message("PATCH", path, json.dumps({"category": name}).encode(), JSON_TYPE)
+        for name in names
     ]
     first = b"".join(requests[:2]).replace(b"Connection: close\r\n", b"")
     received = service.raw(first + requests[2])
@@ -271,7 +330,9 @@ def test_expect_100_continue_is_honoured(service):
 def test_an_override_of_the_method_is_ignored(service):
     override = "X-HTTP-Method-Override: PATCH"
     for path in (f"{TICKETS}/1", f"{TICKETS}/1?_method=PATCH"):
-        assert statuses(service.raw(message("POST", path, CHANGE, JSON_TYPE, override))) == [405]
+        assert statuses(
+            service.raw(message("POST", path, CHANGE, JSON_TYPE, override))
+        ) == [405]
     assert service.get(1).headers["ETag"] == '"1"'
 
 
@@ -313,7 +374,9 @@ def guarded(tmp_path_factory):
         pytest.param([b"Authorization: Bearer \xff\xfe\x80"], 401, id="E2-no-text"),
         pytest.param([b"Authorization: Bearer s3cret"] * 2, 401, id="E2-twice"),
         pytest.param(
-            [b"Authorization: Bearer x", b"Authorization: Bearer s3cret"], 401, id="E2-two"
+            [b"Authorization: Bearer x", b"Authorization: Bearer s3cret"],
+            401,
+            id="E2-two",
         ),
         pytest.param([b"Authorization: Bearer " + b"x" * 8000], 401, id="E2-long"),
         pytest.param([b"Proxy-Authorization: Bearer s3cret"], 401, id="E2-proxy"),

@@ -9,56 +9,46 @@ import shutil
 import signal
 import socket
 import sqlite3
-import subprocess
 import time
 
 import pytest
 
-from tests.helpers import TICKETS, assert_all_succeeded, assert_whole, end, lost, together, wait_for
+from tests.helpers.contract import TICKETS
+from tests.helpers.databases import assert_whole
+from tests.helpers.load import assert_all_succeeded, lost, memory
+from tests.helpers.processes import SYNCS, attached, limited
+from tests.helpers.timing import together, wait_for
 
 pytestmark = pytest.mark.database("sqlite")
 
 # Root is bound by the permissions of files only without these capabilities.
 BOUND = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
-STRACE = ["strace", "-f", "-y", "-e", "trace=pwrite64,fdatasync,fsync,sendto"]
 
 
-def test_a_kill_of_every_process_loses_nothing_acknowledged(server, full):
+def test_a_kill_of_every_process_loses_nothing_acknowledged(server, start_load, full):
     """E4: at a random moment under load, again and again."""
     server.fill(100)
     for _ in range(20 if full else 4):
-        load = server.load(16, 100)
+        load = start_load(server, 16, 100)
         server.wait_for_answers()
         time.sleep(random.uniform(0, 0.5))
         server.kill()
-        found = end(load)
+        found = load.end()
         server.start()
         assert_whole(server)
         assert found["acknowledged"]
         rows = server.sql("SELECT * FROM ticket")
-        assert not lost(found["acknowledged"], found["sent"], rows)
+        assert not lost(found, rows)
         server.sql("UPDATE ticket SET category = NULL")
 
 
 def test_an_answer_comes_after_the_sync(server, tmp_path):
     """E4: a power cut takes what was written but not synced, so the sync precedes the answer."""
-    if not shutil.which("strace"):
-        pytest.skip("needs strace(1)")
     server.fill(1)
     traces = [tmp_path / f"trace-{pid}" for pid in server.workers()]
-    tracers = [
-        subprocess.Popen(
-            [*STRACE, "-o", trace, "-p", str(pid)],
-            stderr=subprocess.PIPE,
-        )
-        for trace, pid in zip(traces, server.workers(), strict=True)
-    ]
-    for tracer in tracers:
-        assert b"attached" in tracer.stderr.readline()
-    assert server.patch(1, {"status": "closed"}).status == 200
-    for tracer in tracers:
-        tracer.terminate()
-        tracer.communicate()
+    calls = f"trace=pwrite64,sendto,{SYNCS}"
+    with attached(server.workers(), calls, "decode-fds=path", outputs=traces):
+        assert server.patch(1, {"status": "closed"}).status == 200
     trace = "".join(trace.read_text() for trace in traces)
     calls = re.findall(r"(pwrite64|fdatasync|fsync|sendto)\(\d+<([^>]*)>", trace)
     order = [(name, path.endswith("-wal")) for name, path in calls]
@@ -67,30 +57,30 @@ def test_an_answer_comes_after_the_sync(server, tmp_path):
     assert {("fdatasync", True), ("fsync", True)} & set(order[last_write:answer])
 
 
-def test_sigterm_under_load_answers_what_was_accepted(server):
+def test_sigterm_under_load_answers_what_was_accepted(server, start_load):
     """E4: the master ends by itself, and every client has had an answer to what it sent."""
     server.fill(1000)
-    load = server.load(32, 1000, once=True)
+    load = start_load(server, 32, 1000, once=True)
     server.wait_for_answers(100)
     assert server.stop() == 0
-    assert_all_succeeded(end(load))
+    assert_all_succeeded(load.end())
     assert "Traceback" not in server.log
 
 
-def test_sigusr2_hands_over_and_refuses_nothing(server):
+def test_sigusr2_hands_over_and_refuses_nothing(server, start_load):
     """E4: as the README says; the new master stays in the process group of the old one."""
     server.fill(1000)
-    load = server.load(16)
+    load = start_load(server, 16)
     server.wait_for_answers(100)
     server.process.send_signal(signal.SIGUSR2)
     wait_for(lambda: server.log.count("Booting worker") == 4, "there is no new master")
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(60) == 0
     server.wait_for_answers(100)
-    assert_all_succeeded(end(load))
+    assert_all_succeeded(load.end())
 
 
-def test_a_restart_behind_a_socket_refuses_nothing(make_server):
+def test_a_restart_behind_a_socket_refuses_nothing(make_server, start_load):
     """E4: the socket of the README's unit, which systemd keeps (sd_listen_fds(3))."""
     with socket.create_server(("127.0.0.1", 0), backlog=4096) as listener:
         activate = f'exec 3<&{listener.fileno()}; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
@@ -103,13 +93,13 @@ def test_a_restart_behind_a_socket_refuses_nothing(make_server):
             )
 
         start().fill(1000)
-        load = server.load(16)
+        load = start_load(server, 16)
         for _ in range(2):
             server.wait_for_answers(100)
             assert server.stop() == 0
             start()
         server.wait_for_answers(100)
-        assert_all_succeeded(end(load))
+        assert_all_succeeded(load.end())
 
 
 def test_sigterm_ends_a_worker_that_cannot_end_itself(server):
@@ -118,21 +108,21 @@ def test_sigterm_ends_a_worker_that_cannot_end_itself(server):
     assert server.stop(timeout=20) == 0
 
 
-def test_a_killed_worker_takes_nobody_along(server):
+def test_a_killed_worker_takes_nobody_along(server, start_load):
     """N1: the others go on, and the master makes a new one."""
     server.fill(1000)
-    load = server.load(32)
+    load = start_load(server, 32)
     server.wait_for_answers(100)
     killed = server.workers()[0]
     os.kill(killed, signal.SIGKILL)
     server.wait_for_log(f"Worker (pid:{killed})")
     server.wait_for_answers(100)
-    found = end(load)
+    found = load.end()
     assert_whole(server)
     assert set(found["statuses"]) == {200}
     assert set(found["failures"]) <= {"unanswered", "cut"}
     assert sum(found["failures"].values()) < 32  # Its own clients, at that moment.
-    assert not lost(found["acknowledged"], found["sent"], server.sql("SELECT * FROM ticket"))
+    assert not lost(found, server.sql("SELECT * FROM ticket"))
     assert len(server.workers()) == 2
     assert killed not in server.workers()
 
@@ -153,23 +143,20 @@ def patch_until_it_fails(server, limit=3000):
 def test_a_full_disk_is_survived(server):
     """P10: a file-size limit stands for the end of the disk."""
     server.fill(1)
-    processes = [server.process.pid, *server.workers()]
-    limits = {pid: resource.prlimit(pid, resource.RLIMIT_FSIZE) for pid in processes}
-    for pid, (_, hard) in limits.items():
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (256 * 1024, hard))
-    number = patch_until_it_fails(server)
-    assert number > 0
-    reply = server.patch(1, {"category": "more", "status": "closed"})
-    assert reply.status == 500
-    assert reply.json == {"error": "Internal server error"}
-    stored = server.get(1).json
-    assert stored["ai_suggested_response"].startswith(f"{number - 1} ")
-    assert (stored["category"], stored["status"]) == (None, "pending_agent")
-    causes, _ = failures(server)
-    assert len(causes) == 2
-    assert all("disk" in cause for cause in causes)
-    for pid, limit in limits.items():
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
+    with limited(
+        [server.process.pid, *server.workers()], resource.RLIMIT_FSIZE, 256 * 1024
+    ):
+        number = patch_until_it_fails(server)
+        assert number > 0
+        reply = server.patch(1, {"category": "more", "status": "closed"})
+        assert reply.status == 500
+        assert reply.json == {"error": "Internal server error"}
+        stored = server.get(1).json
+        assert stored["ai_suggested_response"].startswith(f"{number - 1} ")
+        assert (stored["category"], stored["status"]) == (None, "pending_agent")
+        causes, _ = failures(server)
+        assert len(causes) == 2
+        assert all("disk" in cause for cause in causes)
     for _ in range(8):
         assert server.patch(1, {"category": "more"}).status == 200
     assert_whole(server)
@@ -190,7 +177,9 @@ def replace_workers(server):
     old = set(server.workers())
     for pid in old:
         os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: len(set(server.workers()) - old) == len(old), "there are no new workers")
+    wait_for(
+        lambda: len(set(server.workers()) - old) == len(old), "there are no new workers"
+    )
 
 
 def test_a_read_only_file_is_survived(bound_server):
@@ -215,7 +204,9 @@ def test_an_unreadable_wal_is_survived(bound_server):
     """P10, H1: 500 and 503, until it can be read again."""
     server = bound_server
     holder = sqlite3.connect(server.path)  # Keeps the -wal file from being deleted.
-    holder.execute("INSERT INTO ticket (user_description, status) VALUES ('x', 'closed')")
+    holder.execute(
+        "INSERT INTO ticket (user_description, status) VALUES ('x', 'closed')"
+    )
     holder.commit()
     os.chmod(f"{server.path}-wal", 0)
     replace_workers(server)  # Their connections have it open.
@@ -257,20 +248,19 @@ def test_several_services_start_at_once_on_a_fresh_file(make_server):
         assert "locked" not in server.log
 
 
-def work(server, count):
-    """Write with 16 clients and read the list beside them; return the largest size of the WAL."""
+def work(server, load, count):
+    """Read the list beside a load of PATCHes; return the largest size of the WAL."""
     wal, wanted = 0, server.log.count(" PATCH /") + count
-    load = server.load(16, 300, 500)
     reader = server.connect()
     while server.log.count(" PATCH /") < wanted:
-        assert load.poll() is None
+        assert load.is_running
         try:
             server.request("GET", f"{TICKETS}?limit=1000", connection=reader)
         except http.client.HTTPException:
             reader.close()
         wal = max(wal, os.path.getsize(f"{server.path}-wal"))
     reader.close()
-    assert_all_succeeded(end(load))
+    assert_all_succeeded(load.end())
     return wal
 
 
@@ -280,7 +270,7 @@ def resets(server):
         return int.from_bytes(wal.read(16)[12:], "big")
 
 
-def test_the_wal_and_the_memory_stay_bounded(server, full):
+def test_the_wal_and_the_memory_stay_bounded(server, start_load, full):
     """E4: an hour's worth of writes, beside a reader of the list.
 
     A slow disk may keep the log from being reset while several processes write, but not longer.
@@ -289,10 +279,11 @@ def test_the_wal_and_the_memory_stay_bounded(server, full):
     count = 100_000 if full else 3000
     for _ in range(4):  # Each thread has its buffers only once it has worked.
         together(100, lambda number: server.request("GET", f"{TICKETS}?limit=1000"))
-    work(server, count // 5)
-    before = server.memory()
-    assert work(server, count) < 24 * 1024 * 1024
-    assert server.memory() < before * 1.1 + 1
+    work(server, start_load(server, 16, 300, 500), count // 5)
+    before = memory(server)
+    largest = work(server, start_load(server, 16, 300, 500), count)
+    assert largest < 24 * 1024 * 1024
+    assert memory(server) < before * 1.1 + 1
     reset = resets(server)
     for _ in range(2000):
         assert server.patch(1, {"category": "alone"}).status == 200

@@ -11,7 +11,11 @@ from peewee import OperationalError
 
 from database import database
 from models import Ticket
-from tests.helpers import TICKETS, assert_whole, end, lost, together
+from tests.helpers.contract import TICKETS
+from tests.helpers.databases import assert_whole
+from tests.helpers.load import lost
+from tests.helpers.processes import SYNCS, attached, limited
+from tests.helpers.timing import together
 
 pytestmark = pytest.mark.database("sqlite")
 
@@ -59,46 +63,48 @@ def test_a_deleted_file_is_made_anew_by_a_restart(server):
     assert server.start().post().status == 201
 
 
-def test_a_file_replaced_under_load_takes_no_write(server, tmp_path):
+def test_a_file_replaced_under_load_takes_no_write(server, start_load, tmp_path):
     """E4, H1: every acknowledged write is in the file that was there, and it may come back."""
     server.fill(100)
     backup, aside = f"{tmp_path}/backup.db", f"{tmp_path}/aside.db"
     server.sql(f"VACUUM INTO '{backup}'")
-    load = server.load(16, 100)
+    load = start_load(server, 16, 100)
     server.wait_for_answers()
     move(server.path, aside)
     os.rename(backup, server.path)
     assert_unavailable(server)
-    found = end(load)
+    found = load.end()
     assert set(found["statuses"]) == {200, 500}
     assert_whole(server)
     assert server.sql("SELECT max(version) AS version FROM ticket") == [{"version": 1}]
     os.unlink(server.path)
     move(aside, server.path)
     rows = server.request("GET", f"{TICKETS}?limit=1000").json
-    assert not lost(found["acknowledged"], found["sent"], rows)
+    assert not lost(found, rows)
     assert server.patch(1, {"category": "n 0"}).status == 200
 
 
-def test_a_file_replaced_without_its_log_takes_nothing_of_it(server, tmp_path):
+def test_a_file_replaced_without_its_log_takes_nothing_of_it(
+    server, start_load, tmp_path
+):
     """E4: the log stays beside the replacement; nothing may write one into the other."""
     server.fill(100)
     backup, aside = f"{tmp_path}/backup.db", f"{tmp_path}/aside.db"
     server.sql(f"VACUUM INTO '{backup}'")
     content = Path(backup).read_bytes()
-    load = server.load(16, 100)
+    load = start_load(server, 16, 100)
     server.wait_for_answers()
     os.rename(server.path, aside)
     os.rename(backup, server.path)
     server.wait_for_answers(1000)
-    found = end(load)
+    found = load.end()
     assert set(found["statuses"]) == {200, 500}
     assert Path(server.path).read_bytes() == content
     os.rename(aside, server.path)
     assert server.request("GET", "/api/health").status == 200
     server.kill()
     rows = server.start().request("GET", f"{TICKETS}?limit=1000").json
-    assert not lost(found["acknowledged"], found["sent"], rows)
+    assert not lost(found, rows)
 
 
 @pytest.mark.parametrize(("moment", "version"), [("UPDATE", 1), ("COMMIT", 2)])
@@ -137,24 +143,12 @@ def test_a_restore_into_the_running_service_is_taken_up(server, tmp_path):
 
 def test_a_failing_sync_doubles_no_write(server, sql):
     """E4: what was answered with 500 is there once or not at all."""
-    if not shutil.which("strace"):
-        pytest.skip("needs strace(1)")
     server.post()
     together(32, lambda number: server.get(1))
-    inject = ["strace", "-f", "-e", "trace=fdatasync,fsync"]
-    inject += ["-e", "inject=fdatasync,fsync:error=EIO"]
-    tracers = [
-        subprocess.Popen([*inject, "-o", "/dev/null", "-p", str(pid)], stderr=subprocess.PIPE)
-        for pid in server.workers()
-    ]
-    for tracer in tracers:
-        assert b"attached" in tracer.stderr.readline()
-    try:
-        replies = together(64, lambda number: server.post({"user_description": f"n {number}"}))
-    finally:
-        for tracer in tracers:
-            tracer.terminate()
-            tracer.communicate()
+    with attached(server.workers(), f"trace={SYNCS}", f"inject={SYNCS}:error=EIO"):
+        replies = together(
+            64, lambda number: server.post({"user_description": f"n {number}"})
+        )
     assert {reply.status for reply in replies} == {500}
     for _ in range(8):
         assert server.post({"user_description": "later"}).status == 201
@@ -165,25 +159,21 @@ def test_a_failing_sync_doubles_no_write(server, sql):
     assert_whole(server)
 
 
-def test_a_disk_that_fills_under_load_loses_nothing_acknowledged(server):
+def test_a_disk_that_fills_under_load_loses_nothing_acknowledged(server, start_load):
     """E4, P10: a file-size limit stands for the end of the disk."""
     server.fill(101)
     together(32, lambda number: server.get(1))
-    limits = {pid: resource.prlimit(pid, resource.RLIMIT_FSIZE) for pid in server.workers()}
     size = os.path.getsize(f"{server.path}-wal") + 400_000
-    for pid, (_, hard) in limits.items():
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, hard))
-    load = server.load(16, 100)
-    server.wait_for_log(" 500 ")
-    for _ in range(100):  # The log may not grow either.
-        assert server.patch(101, {"category": "n 0"}).status in (200, 500)
-    found = end(load)
-    for pid, limit in limits.items():
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
+    with limited(server.workers(), resource.RLIMIT_FSIZE, size):
+        load = start_load(server, 16, 100)
+        server.wait_for_log(" 500 ")
+        for _ in range(100):  # The log may not grow either.
+            assert server.patch(101, {"category": "n 0"}).status in (200, 500)
+        found = load.end()
     assert set(found["statuses"]) == {200, 500}
     server.kill()
     server.start()
     rows = server.request("GET", f"{TICKETS}?limit=1000").json
-    assert not lost(found["acknowledged"], found["sent"], rows)
+    assert not lost(found, rows)
     replies = together(16, lambda number: server.patch(number + 1, {"category": "n 0"}))
     assert {reply.status for reply in replies} == {200}

@@ -1,47 +1,46 @@
 """Writes that wait at the same moment are committed together, and fail alone: E4, E7, P10."""
 
-import shutil
-import subprocess
 import threading
 
 import pytest
 
 from database import database
 from models import Ticket
-from tests.helpers import TICKETS, assert_all_succeeded, lost, result, together
+from tests.helpers.contract import TICKETS
+from tests.helpers.load import assert_all_succeeded, lost
+from tests.helpers.processes import SYNCS, attached
+from tests.helpers.timing import together
 
 pytestmark = pytest.mark.database("sqlite")
 
 
 def test_writes_that_wait_share_a_sync(make_server, holder, tmp_path):
     """E7: fewer syncs than writes, where another program holds the lock meanwhile."""
-    if not shutil.which("strace"):
-        pytest.skip("needs strace(1)")
     server = make_server(WEB_CONCURRENCY="1").start().fill(12)
     assert server.patch(1, {"category": "warm"}).status == 200
     trace = tmp_path / "trace"
-    command = ["strace", "-f", "-e", "trace=fdatasync,fsync", "-o", trace]
-    tracer = subprocess.Popen([*command, "-p", str(server.workers()[0])], stderr=subprocess.PIPE)
-    assert b"attached" in tracer.stderr.readline()
-    holder.execute("BEGIN IMMEDIATE")
-    release = threading.Timer(1, holder.execute, ["ROLLBACK"])
-    release.start()
-    replies = together(12, lambda number: server.patch(number + 1, {"category": "x"}))
-    release.join()
-    tracer.terminate()
-    tracer.communicate()
+    with attached(server.workers(), f"trace={SYNCS}", outputs=[trace]):
+        holder.execute("BEGIN IMMEDIATE")
+        release = threading.Timer(1, holder.execute, ["ROLLBACK"])
+        release.start()
+        replies = together(
+            12, lambda number: server.patch(number + 1, {"category": "x"})
+        )
+        release.join()
     assert {reply.status for reply in replies} == {200}
     syncs = [line for line in trace.read_text().splitlines() if "sync(" in line]
     assert 1 <= len(syncs) < 12
 
 
 @pytest.mark.parametrize("workers", ["2", "8"])
-def test_a_load_of_many_clients_loses_nothing(make_server, full, sql, workers):
+def test_a_load_of_many_clients_loses_nothing(
+    make_server, start_load, full, sql, workers
+):
     """E4, E7: 64 of them, and the processes compete for the lock of the file."""
     server = make_server(WEB_CONCURRENCY=workers).start().fill(1000)
-    found = result(server.load(64, 1000, 20 if full else 2))
+    found = start_load(server, 64, 1000, 20 if full else 2).result()
     assert_all_succeeded(found)
-    assert not lost(found["acknowledged"], found["sent"], sql("SELECT * FROM ticket"))
+    assert not lost(found, sql("SELECT * FROM ticket"))
 
 
 def test_every_answer_was_committed_before_it(server, sql):
@@ -52,7 +51,9 @@ def test_every_answer_was_committed_before_it(server, sql):
         seen = []
         for turn in range(20):
             server.patch(number + 1, {"category": f"n {turn}"})
-            seen.append(server.request("GET", f"{TICKETS}/{number + 1}").json["category"])
+            seen.append(
+                server.request("GET", f"{TICKETS}/{number + 1}").json["category"]
+            )
         return seen
 
     for seen in together(8, write):
@@ -68,7 +69,9 @@ def test_a_write_that_breaks_a_rule_takes_no_other_along(server, sql):
         "BEGIN SELECT RAISE(ABORT, 'unlucky'); END"
     )
     for _ in range(10):
-        replies = together(16, lambda number: server.patch(number + 1, {"category": "x"}))
+        replies = together(
+            16, lambda number: server.patch(number + 1, {"category": "x"})
+        )
         assert [reply.status for reply in replies] == [200] * 12 + [500] + [200] * 3
     assert server.log.count("failed: unlucky") == 10
 

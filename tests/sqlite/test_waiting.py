@@ -10,7 +10,9 @@ import pytest
 
 from database import database
 from models import Ticket
-from tests.helpers import TICKETS, assert_all_succeeded, end, result, together, wait_for
+from tests.helpers.contract import TICKETS
+from tests.helpers.load import assert_all_succeeded
+from tests.helpers.timing import together, wait_for
 
 pytestmark = pytest.mark.database("sqlite")
 
@@ -29,11 +31,13 @@ def test_a_write_that_is_given_up_is_never_written(server, holder, sql):
     assert rows == [{"category": "later", "version": 2}] * 16
 
 
-def test_reading_goes_on_while_any_number_of_writes_wait(make_server, holder):
+def test_reading_goes_on_while_any_number_of_writes_wait(
+    make_server, start_load, holder
+):
     """E7: more of them than there are threads; a read waits for less than the write in front."""
     server = make_server(WEB_CONCURRENCY="1").start().fill(1000)
     holder.execute("BEGIN IMMEDIATE")
-    load = server.load(100)
+    load = start_load(server, 100)
     server.wait_for_answers()
 
     def is_sooner(path):
@@ -43,59 +47,63 @@ def test_reading_goes_on_while_any_number_of_writes_wait(make_server, holder):
 
     # Every 5 seconds writes are given up, but most reads are answered between two such moments.
     paths = [f"{TICKETS}/1", "/api/health"] * 4
-    wait_for(lambda: all(map(is_sooner, paths)), "writes in front are given up before reads")
-    found = end(load)
+    wait_for(
+        lambda: all(map(is_sooner, paths)), "writes in front are given up before reads"
+    )
+    found = load.end()
     assert set(found["statuses"]) == {500}
     assert found["failures"] == {}
     holder.execute("ROLLBACK")
     assert server.patch(1, {"category": "later"}).status == 200
 
 
-def test_sigterm_while_writes_wait_answers_all(server, holder):
+def test_sigterm_while_writes_wait_answers_all(server, start_load, holder):
     """E7: those that wait are given up in time."""
     server.fill(1000)
     holder.execute("BEGIN IMMEDIATE")
-    load = server.load(64, 1000, once=True)
+    load = start_load(server, 64, 1000, once=True)
     server.wait_for_answers()
-    load.terminate()  # It sends no more.
+    load.send_no_more()  # It sends no more.
     assert server.stop() == 0
-    found = result(load)
+    found = load.result()
     assert set(found["statuses"]) == {500}
     assert found["failures"] == {}
     assert "Traceback" in server.log
 
 
-def test_a_stopped_worker_holds_nobody_up(server, full):
+def test_a_stopped_worker_holds_nobody_up(server, start_load, full):
     """E7: stopped at any moment of a load; what the other accepts is answered."""
     server.fill(64)
     for _ in range(12 if full else 3):
-        load = server.load(16, 64, once=True)
+        load = start_load(server, 16, 64, once=True)
         server.wait_for_answers()
         time.sleep(random.uniform(0, 0.3))
         stopped = server.workers()[0]
         os.kill(stopped, signal.SIGSTOP)
         try:
             # A connection that nobody has accepted yet goes to the other one.
-            replies = together(16, lambda n: server.patch(n + 1, {"category": "n"}, timeout=20))
+            replies = together(
+                16, lambda n: server.patch(n + 1, {"category": "n"}, timeout=20)
+            )
             assert {reply.status for reply in replies} <= {200, 500}
             assert server.get(1).status == 200
         finally:
             os.kill(stopped, signal.SIGCONT)
-        end(load)
+        load.end()
         assert server.patch(1, {"category": "n"}).status == 200
 
 
-def test_a_writer_outside_the_service_is_waited_for(server, full, holder):
+def test_a_writer_outside_the_service_is_waited_for(server, start_load, full, holder):
     """P10: 300 ms out of every second the write lock is somebody else's."""
     server.fill(1000)
-    load = server.load(16)
+    load = start_load(server, 16)
     server.wait_for_answers()
     for _ in range(20 if full else 4):
         holder.execute("BEGIN IMMEDIATE")
         time.sleep(0.3)
         holder.execute("ROLLBACK")
         time.sleep(0.7)
-    assert_all_succeeded(end(load))
+    assert_all_succeeded(load.end())
 
 
 def test_the_first_to_wait_is_the_first_to_be_written(app, holder):
@@ -107,18 +115,23 @@ def test_the_first_to_wait_is_the_first_to_be_written(app, holder):
         for number in range(12):
             pool.submit(Ticket.patch, ticket["id"], {"category": f"n {number}"})
             # The first of them leads.
-            wait_for(lambda n=number: group._led and len(group._waiting) == n, "it does not wait")
+            wait_for(
+                lambda n=number: group._led and len(group._waiting) == n,
+                "it does not wait",
+            )
         holder.execute("ROLLBACK")
     versions = Ticket.history(Ticket.find(ticket["id"]), 100)
-    assert [each["category"] for each in versions] == [f"n {n}" for n in range(11, -1, -1)] + [None]
+    assert [each["category"] for each in versions] == [
+        f"n {n}" for n in range(11, -1, -1)
+    ] + [None]
     assert run.count("COMMIT") == 1
 
 
-def test_more_busy_clients_than_threads_are_served_alike(make_server, sql):
+def test_more_busy_clients_than_threads_are_served_alike(make_server, start_load, sql):
     """E9: each has one ticket, and sends its next PATCH as soon as it has an answer."""
     server = make_server(WEB_CONCURRENCY="1").start().fill(100)
-    load = server.load(100, 100)
+    load = start_load(server, 100, 100)
     server.wait_for_answers(2000)
     written = [row["version"] - 1 for row in sql("SELECT version FROM ticket")]
-    assert_all_succeeded(end(load))
+    assert_all_succeeded(load.end())
     assert min(written) * 10 > max(written)

@@ -1,0 +1,1 @@
+"""What the tests share. Tests import from here, never from each other."""

@@ -1,0 +1,41 @@
+"""Words of the contract that several test files need, and the shape of an error."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+
+TICKETS = "/api/v1/tickets"
+DESCRIPTION = "The export button does nothing"
+MIB = 1024 * 1024  # bytes, the limit of a body
+JSON = "application/json"
+JSON_TYPE = f"Content-Type: {JSON}"
+# As a regular expression: N3.
+TIMESTAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
+
+INVALID = "Invalid field values"
+NOT_A_STATUS = ["Must be one of: ai_resolved, pending_agent, closed."]
+NOT_JSON = "Request body is not valid JSON"
+TOO_LARGE = "Request body is larger than 1 MiB"
+NO_SUCH_PATH = "No such path"
+CHANGED = "Ticket has changed since it was read"
+UNAUTHORIZED = "Missing or invalid token"
+
+# For a test that says the same whatever the database is.
+once = pytest.mark.database("sqlite")
+
+
+def assert_error(response, status, message, fields=None):
+    """Pin the whole shape of an error: N1, N2."""
+    body = {"error": message}
+    if fields is not None:
+        body["fields"] = fields
+
+    assert response.status_code == status
+    assert response.content_type == JSON
+    assert (
+        response.get_data(as_text=True) == json.dumps(body, ensure_ascii=False) + "\n"
+    )

@@ -1,0 +1,65 @@
+"""Databases seen past the service, and the one place where its own connections are closed."""
+
+import os
+import secrets
+from contextlib import closing, contextmanager
+from urllib.parse import urlsplit
+
+from peewee import PostgresqlDatabase, SqliteDatabase
+from playhouse import db_url
+
+from database import database
+
+POSTGRESQL = os.environ.get("TICKETSVC_TEST_POSTGRESQL")
+
+
+def connect(url):
+    """Return a database of Peewee's own kind, past everything the service adds."""
+    parameters = db_url.parse(url, unquote_user=True, unquote_password=True)
+    if url.startswith("sqlite"):
+        return SqliteDatabase(**parameters)
+    return PostgresqlDatabase(**parameters, prefer_psycopg3=True)
+
+
+def execute(other, statement):
+    """Run a statement on a connection past the service; return its rows as dicts."""
+    cursor = other.execute_sql(statement)
+    if not cursor.description:
+        return []
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+def run_sql(url, statement):
+    """Run a statement on a connection of its own; return its rows as dicts."""
+    with closing(connect(url)) as other:
+        return execute(other, statement)
+
+
+def drop_tables(execute):
+    """Leave an empty database, by a function that runs a statement."""
+    execute("DROP TABLE IF EXISTS ticket")
+    execute("DROP TABLE IF EXISTS ticket_version")
+
+
+@contextmanager
+def postgresql_database(options=""):
+    """Make a database beside the one that the environment names; give its URL, and drop it."""
+    name = f"ticketsvc_test_{secrets.token_hex(8)}"
+    run_sql(POSTGRESQL, f"CREATE DATABASE {name} {options}")
+    try:
+        yield urlsplit(POSTGRESQL)._replace(path=f"/{name}").geturl()
+    finally:
+        run_sql(POSTGRESQL, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def close_connections():
+    """Close every connection of the application in this process; it may open new ones."""
+    database.close()
+    for connection in list(getattr(database, "_open", ())):
+        connection.close()
+
+
+def assert_whole(server):
+    """SQLite finds nothing wrong with the file of a server."""
+    assert server.sql("PRAGMA integrity_check") == [{"integrity_check": "ok"}]
