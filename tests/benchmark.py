@@ -1,10 +1,10 @@
-"""Measure the started service beside the limit: the same UPDATE in a bare WSGI function.
+"""Measure the service beside the limit: the same UPDATE in a bare WSGI function.
 
-Run as `python tests/benchmark.py`; it needs wrk, since a loader in Python costs about as much as
-the service and makes all look alike (one client: 0.88 of the limit in place of 0.69). All are
-driven in turn, round by round, with every PATCH a real change; what is printed are medians over the
-rounds, and ratios to the limit, which keeps no history. On two cores, two workers each, WAL and
-synchronous=FULL, medians of five rounds:
+Run as `python tests/benchmark.py`; it needs wrk, since a loader in Python costs about
+as much as the service and makes all look alike (one client: 0.88 of the limit in place
+of 0.69). All are driven in turn, round by round, with every PATCH a real change; what
+is printed are medians over the rounds, and ratios to the limit, which keeps no history.
+On two cores, two workers each, WAL and synchronous=FULL, medians of five rounds:
 
     clients  name         PATCH/s  ratio  p50 ms  p99 ms  ratio  CPU us  ratio  MiB
           1  ticketsvc       1003   0.68     0.9     1.8   1.62     831   1.54   56
@@ -17,9 +17,10 @@ synchronous=FULL, medians of five rounds:
          64  limit           1700   1.00    37.1    53.8   1.00     488   1.00   34
          64  PostgreSQL       725   0.43    73.8   371.3   6.90    1707   3.50   64
 
-1,000,000 tickets, and versions of one of them, beside 1,000: throughput 1.01, CPU 1.02, pages 0.98
-to 1.03. The limit shares no sync, which is why many clients are faster than it. On PostgreSQL,
-BEGIN and the statement are one round trip, and COMMIT, sent after their answer, is a second.
+1,000,000 tickets, and versions of one of them, beside 1,000: throughput 1.01, CPU 1.02,
+pages 0.98 to 1.03. The limit shares no sync, which is why many clients are faster than
+it. On PostgreSQL, BEGIN and the statement are one round trip, and COMMIT, sent after
+their answer, is a second.
 """
 
 import argparse
@@ -66,7 +67,8 @@ request = function()
   return wrk.format("PATCH", path, {["Content-Type"] = "application/json"}, body)
 end
 done = function(summary, latency)
-  print(string.format('{"requests": %%d, "seconds": %%f, "p50": %%f, "p99": %%f, "errors": %%d}',
+  print(string.format(
+    '{"requests": %%d, "seconds": %%f, "p50": %%f, "p99": %%f, "errors": %%d}',
     summary.requests, summary.duration / 1e6, latency:percentile(50) / 1e6,
     latency:percentile(99) / 1e6, summary.errors.status + summary.errors.timeout))
 end
@@ -74,7 +76,7 @@ end
 
 
 def limit(environ, start_response):
-    """The least a PATCH can be: a WSGI function around sqlite3, one connection to a process."""
+    """Be the least a PATCH can be: one connection of sqlite3 to a process."""
     global _connection
     if _connection is None:
         _connection = sqlite3.connect(
@@ -99,9 +101,13 @@ _connection = None
 def age(service, count):
     """Give the first ticket `count` old versions."""
     service.sql(
-        f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count}) "
-        "INSERT INTO ticket_version (ticket_id, version, status, category, updated_at) "
-        "SELECT 1, i, 'closed', 'n ' || i, '2026-11-24T00:00:00.000Z' FROM n"
+        f"""
+        WITH RECURSIVE n(i) AS (
+            SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count}
+        )
+        INSERT INTO ticket_version (ticket_id, version, status, category, updated_at)
+        SELECT 1, i, 'closed', 'n ' || i, '2026-11-24T00:00:00.000Z' FROM n
+        """
     )
     service.sql(
         f"UPDATE ticket SET status = 'closed', version = {count + 1} WHERE id = 1"
@@ -109,7 +115,7 @@ def age(service, count):
 
 
 def drive(service, clients, seconds, folder):
-    """Load the service and return its figures; end with a message where an answer was not 200."""
+    """Load the service and return its figures; end where an answer was not 200."""
     used = cpu(service)
     script = folder / "patch.lua"
     script.write_text(WRK_SCRIPT % TICKETS)
@@ -267,15 +273,17 @@ def main():
 def report(figures):
     print(f"first answer {figures['first answer']:.2f} s after the start")
     print(
-        "clients  name         PATCH/s  ratio  p50 ms  p99 ms  ratio  CPU us  ratio  MiB"
+        "clients  name         PATCH/s  ratio  "
+        "p50 ms  p99 ms  ratio  CPU us  ratio  MiB"
     )
     for clients, found in figures["clients"].items():
         base = found["limit"]
         for name, f in found.items():
             print(
                 f"{clients:>7}  {name:<11} {f['throughput']:>8.0f} "
-                f"{f['throughput'] / base['throughput']:>6.2f} {f['p50']:>7.1f} {f['p99']:>7.1f} "
-                f"{f['p99'] / base['p99']:>6.2f} {f['cpu']:>7.0f} {f['cpu'] / base['cpu']:>6.2f} "
+                f"{f['throughput'] / base['throughput']:>6.2f} "
+                f"{f['p50']:>7.1f} {f['p99']:>7.1f} {f['p99'] / base['p99']:>6.2f} "
+                f"{f['cpu']:>7.0f} {f['cpu'] / base['cpu']:>6.2f} "
                 f"{f['memory']:>4.0f}"
             )
     if "sizes" in figures:

@@ -1,4 +1,4 @@
-"""Fixtures: an application on a file, and the service itself started by its Procfile."""
+"""Fixtures: an application on a file, and the service started by its Procfile."""
 
 import fcntl
 import os
@@ -55,7 +55,9 @@ def sqlite_url(tmp_path):
 
 @pytest.fixture(scope="session")
 def turn(tmp_path_factory):
-    """Return a context that holds a lock, shared or exclusive, on the one PostgreSQL server."""
+    """Return a context that holds a lock, shared or exclusive, on the one PostgreSQL
+    server.
+    """
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
@@ -87,10 +89,8 @@ def postgresql(turn):
     with ExitStack() as made:
         with turn(fcntl.LOCK_SH):
             url = made.enter_context(postgresql_database())
-            run_sql(
-                url,
-                f"ALTER DATABASE {urlsplit(url).path[1:]} SET timezone = 'Europe/Berlin'",
-            )
+            name = urlsplit(url).path[1:]
+            run_sql(url, f"ALTER DATABASE {name} SET timezone = 'Europe/Berlin'")
         yield url
         with turn(fcntl.LOCK_SH):
             made.close()
@@ -98,7 +98,9 @@ def postgresql(turn):
 
 @pytest.fixture
 def postgresql_url(postgresql, request, turn):
-    """The URL of an empty database; a test that is marked `alone` has the server to itself."""
+    """The URL of an empty database; a test that is marked `alone` has the server to
+    itself.
+    """
     with turn(
         fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH
     ):
@@ -165,7 +167,9 @@ def row(sql):
 
 @pytest.fixture
 def holder(database_url):
-    """A connection of another program that may take the write lock away from the service."""
+    """A connection of another program that may take the write lock away from the
+    service.
+    """
     path = database_url.removeprefix("sqlite:///")
     connection = sqlite3.connect(
         path, timeout=60, isolation_level=None, check_same_thread=False
@@ -176,7 +180,9 @@ def holder(database_url):
 
 @pytest.fixture
 def make_server(tmp_path, database_url, settings):
-    """Return a function that makes a Server on the test's database; all are ended after it."""
+    """Return a function that makes a Server on the test's database; all are ended after
+    it.
+    """
     servers = []
 
     def make(*command, prefix="", **environ):

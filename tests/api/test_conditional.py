@@ -27,7 +27,7 @@ def test_every_answer_with_one_ticket_has_its_etag(client):
 
 
 def test_etag_changes_with_every_write(client, url):
-    """C1, V1: it is the version, so that two writes in one millisecond have two tags."""
+    """C1, V1: it is the version, so two writes in one millisecond have two tags."""
     answers = [client.patch(url, json={"status": "closed"}) for _ in range(100)]
     assert [each.headers["ETag"] for each in answers] == [
         f'"{n}"' for n in range(2, 102)
@@ -46,27 +46,23 @@ def test_patch_applies_where_a_tag_matches(client, url, if_match):
 @pytest.mark.parametrize(
     "if_match",
     [
-        *(
-            '"2"',
-            '"0", "2"',
-            'W/"1"',
-            'W/"1", "2"',
-            '"abc"',
-            '""',
-            '"*"',
-            '"1 "'[:2] + '\xa0"',
-        ),
-        *(
-            '"01"',
-            '"²"',
-            '"١"',
-            f'"{2**63}"',
-            f'"{2**63 - 1}"',
-            f'"{10**30}"',
-            '"-1"',
-            '"+1"',
-            '"1.0"',
-        ),
+        '"2"',
+        '"0", "2"',
+        'W/"1"',
+        'W/"1", "2"',
+        '"abc"',
+        '""',
+        '"*"',
+        '"1\xa0"',
+        '"01"',
+        '"²"',
+        '"١"',
+        f'"{2**63}"',
+        f'"{2**63 - 1}"',
+        f'"{10**30}"',
+        '"-1"',
+        '"+1"',
+        '"1.0"',
     ],
     ids=lambda if_match: f"C2-{if_match!a}",
 )
@@ -132,22 +128,21 @@ def test_get_with_a_failed_if_match_is_refused(client, url):
 
 
 MALFORMED = [
-    *(
-        "3",
-        "",
-        " ",
-        ",",
-        '"1',
-        '1"',
-        '"1" "2"',
-        '"1", 2',
-        '*, "1"',
-        '"1", *',
-        "W/1",
-        'w/"1"',
-        '"a"b"',
-    ),
-    *(", ".join(f'"{n}"' for n in range(101)), ", ".join(['"1"'] * 101)),
+    "3",
+    "",
+    " ",
+    ",",
+    '"1',
+    '1"',
+    '"1" "2"',
+    '"1", 2',
+    '*, "1"',
+    '"1", *',
+    "W/1",
+    'w/"1"',
+    '"a"b"',
+    ", ".join(f'"{n}"' for n in range(101)),
+    ", ".join(['"1"'] * 101),
 ]
 
 

@@ -67,7 +67,8 @@ def test_a_failed_patch_leaves_no_version(client, url, sql, on_sqlite):
     """V2: the row and its version are one transaction."""
     if on_sqlite:
         sql(
-            "CREATE TRIGGER unlucky AFTER UPDATE ON ticket WHEN NEW.category = 'unlucky' "
+            "CREATE TRIGGER unlucky AFTER UPDATE ON ticket "
+            "WHEN NEW.category = 'unlucky' "
             "BEGIN SELECT RAISE(ABORT, 'unlucky'); END"
         )
     else:
@@ -111,7 +112,8 @@ def test_a_change_past_the_service_is_a_version(client, url, sql, column, value)
 def test_a_statement_that_sets_the_version_is_left_as_it_is(client, url, sql):
     """V3: as the service's own, and those of a version of it that knows no history."""
     sql(
-        "UPDATE ticket SET category = 'x', version = 7, updated_at = '2020-01-01T00:00:00.000Z'"
+        "UPDATE ticket SET category = 'x', version = 7, "
+        "updated_at = '2020-01-01T00:00:00.000Z'"
     )
     ticket = client.get(url)
     assert ticket.headers["ETag"] == '"7"'
@@ -192,7 +194,8 @@ def test_kills_lose_no_version_of_an_acknowledged_patch(server, start_load, full
             versions.setdefault(each["ticket_id"], []).append(each["version"])
         assert all(each == list(range(1, len(each) + 1)) for each in versions.values())
         assert found["acknowledged"]
-        # A load sends n 1, n 2, … to each ticket, so that all up to the last one are there.
+        # A load sends n 1, n 2, … to each ticket, so that all up to the last one are
+        # there.
         for ticket_id, number in found["acknowledged"].items():
             expected = [f"n {n}" for n in range(1, number + 1)]
             begun = (
@@ -234,7 +237,7 @@ class TestNames:
 
 
 class TestStatements:
-    """The statements about the history that the README shows, in the words of SQLite."""
+    """The statements about the history that the README shows, on SQLite."""
 
     pytestmark = pytest.mark.database("sqlite")
 
@@ -263,7 +266,8 @@ class TestStatements:
         for number in range(4):
             client.patch(url, json={"category": f"n {number}"})
         sql(
-            "UPDATE ticket_version SET updated_at = '2020-01-01T00:00:00.000Z' WHERE version < 4"
+            "UPDATE ticket_version SET updated_at = '2020-01-01T00:00:00.000Z' "
+            "WHERE version < 4"
         )
         sql(statements[1])
         assert versions(client.get(f"{url}/history")) == [5, 4, 1]

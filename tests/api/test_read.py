@@ -182,7 +182,9 @@ def test_a_page_of_large_tickets_ends_early(client, sql):
 
 @pytest.fixture
 def queries(client, monkeypatch):
-    """The service's own statements from now on: those it reads with, as text and parameters."""
+    """The service's own statements from now on: those it reads with, as text and
+    parameters.
+    """
     found, read = [], database.obj.read
     monkeypatch.setattr(
         database.obj, "read", lambda query: found.append(query.sql()) or read(query)
@@ -191,7 +193,7 @@ def queries(client, monkeypatch):
 
 
 def test_a_page_reads_no_more_than_it_needs(client, seven, queries):
-    """L3, L4: the limit stands in the statement; one more row says whether more follow."""
+    """L3, L4: the limit stands in the statement; one more row says if more follow."""
     client.get(f"{TICKETS}?limit=2&status=ai_resolved&before=7")
     client.get(f"{TICKETS}?limit=1000&after=2")
     client.get(f"{TICKETS}/1/history?limit=3")
@@ -263,7 +265,7 @@ def test_the_database_tells_the_time(client, ticket, queries, monkeypatch, on_sq
 
 
 def test_times_are_utc(client, ticket):
-    """N3: in the time zone of these tests, and of their database, an hour is missing."""
+    """N3: in the time zone of these tests and their database an hour is missing."""
     assert time.timezone == -3600
     now = datetime.now(timezone.utc).timestamp()
     patched = client.patch(f"{TICKETS}/{ticket['id']}", json={"status": "closed"}).json

@@ -1,8 +1,8 @@
 """A bounded load of PATCHes: so many keep-alive clients, then one JSON object about it.
 
-It ends after so many seconds, or at SIGTERM. Client k of n owns the tickets k + 1, k + 1 + n, …, so
-that what was last sent to a ticket and what was last acknowledged for it is known, whatever happens
-to the service meanwhile.
+It ends after so many seconds, or at SIGTERM. Client k of n owns the tickets k + 1, k +
+1 + n, …, so that what was last sent to a ticket and what was last acknowledged for it
+is known, whatever happens to the service meanwhile.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Databases seen past the service, and the one place where its own connections are closed."""
+"""Databases seen past the service, and the place where its connections are closed."""
 
 import os
 import secrets
@@ -44,7 +44,7 @@ def drop_tables(execute):
 
 @contextmanager
 def postgresql_database(options=""):
-    """Make a database beside the one that the environment names; give its URL, and drop it."""
+    """Make a database beside the one of the environment; give its URL, and drop it."""
     name = f"ticketsvc_test_{secrets.token_hex(8)}"
     run_sql(POSTGRESQL, f"CREATE DATABASE {name} {options}")
     try:
@@ -54,7 +54,7 @@ def postgresql_database(options=""):
 
 
 def close_connections():
-    """Close every connection of the application in this process; it may open new ones."""
+    """Close every connection of the application in this process."""
     database.close()
     for connection in list(getattr(database, "_open", ())):
         connection.close()

@@ -1,4 +1,4 @@
-"""A load of PATCHes on a server, what became of it, and what the server needed for it."""
+"""A load of PATCHes on a server, what became of it, and what it cost the server."""
 
 import json
 import os
@@ -55,10 +55,11 @@ def assert_all_succeeded(found):
 
 
 def lost(found, rows):
-    """Return the tickets that hold neither what was acknowledged last nor what was sent after it.
+    """Return the tickets that hold neither what was acknowledged last nor what was sent
+    after it.
 
-    `found` is the result of a load, and `rows` are those of the table; a ticket that was never
-    acknowledged may hold anything sent.
+    `found` is the result of a load, and `rows` are those of the table; a ticket that
+    was never acknowledged may hold anything sent.
     """
     stored = {
         row["id"]: int((row["category"] or "n 0").removeprefix("n ")) for row in rows

@@ -1,4 +1,4 @@
-"""What is done to a running process from outside: strace attached, its limits lowered."""
+"""What is done to a process from outside: strace attached, its limits lowered."""
 
 import contextlib
 import resource
@@ -17,16 +17,20 @@ def needs_strace():
 
 
 def strace(*options, output="/dev/null"):
-    """Return the command that follows every thread, to be completed by a command or by -p."""
+    """Return the command that follows every thread, to be completed by a command or by
+    -p.
+    """
     expressions = [part for option in options for part in ("-e", option)]
     return ["strace", "-f", "-o", str(output), *expressions]
 
 
 @contextlib.contextmanager
 def attached(pids, *options, outputs=None):
-    """Attach strace with these -e options to each process, as long as the context lasts.
+    """Attach strace with these -e options to each process, as long as the context
+    lasts.
 
-    `outputs` are the files of the traces, one for each process; without them nothing is kept.
+    `outputs` are the files of the traces, one for each process; without them nothing is
+    kept.
     """
     needs_strace()
     with contextlib.ExitStack() as stack:
@@ -46,7 +50,8 @@ def detach(tracer):
 
 @contextlib.contextmanager
 def limited(pids, limit, value):
-    """Lower a soft limit of processes, as in limited(pids, resource.RLIMIT_FSIZE, 2**18).
+    """Lower a soft limit of processes, as in limited(pids, resource.RLIMIT_FSIZE,
+    2**18).
 
     It is raised again at the end.
     """

@@ -38,7 +38,8 @@ class Reply:
 
 
 class Server:
-    """A server on a port of its own of 127.0.0.1: the service, or whatever `command` starts.
+    """A server on a port of its own of 127.0.0.1: the service, or whatever `command`
+    starts.
 
     {port} and {bind} in the command stand for where it is to listen.
     """
@@ -100,7 +101,9 @@ class Server:
         wait_for(lambda: self.log.count(" PATCH /") >= wanted, "no PATCH is answered")
 
     def stop(self, timeout=60):
-        """Ask the master to end and return its exit code; kill what has not ended by then."""
+        """Ask the master to end and return its exit code; kill what has not ended by
+        then.
+        """
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -116,9 +119,11 @@ class Server:
 
     @contextmanager
     def clock(self):
-        """Give a list that grows by one each time that the service closes an idle connection.
+        """Give a list that grows by one each time that the service closes an idle
+        connection.
 
-        It does so after 5 seconds, and on a busy machine as late as what is compared with it.
+        It does so after 5 seconds, and on a busy machine as late as what is compared
+        with it.
         """
         ticks, over = [], threading.Event()
 
@@ -155,9 +160,16 @@ class Server:
     def fill(self, count):
         """Add tickets past the service, every third one closed; return it."""
         self.sql(
-            f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count}) "
-            "INSERT INTO ticket (user_description, status) SELECT 'n ' || i, "
-            "CASE i - i / 3 * 3 WHEN 0 THEN 'closed' ELSE 'pending_agent' END FROM n",
+            f"""
+            WITH RECURSIVE n(i) AS (
+                SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count}
+            )
+            INSERT INTO ticket (user_description, status)
+            SELECT
+                'n ' || i,
+                CASE i - i / 3 * 3 WHEN 0 THEN 'closed' ELSE 'pending_agent' END
+            FROM n
+            """
         )
         return self
 
@@ -193,7 +205,9 @@ class Server:
         return self.request("GET", f"{TICKETS}/{ticket_id}", **options)
 
     def raw(self, data, timeout=20, shutdown=False):
-        """Send bytes as they are, then an end of input if asked to; return all that comes back."""
+        """Send bytes as they are, then an end of input if asked to; return all that
+        comes back.
+        """
         received = b""
         with socket.create_connection(("127.0.0.1", self.port), timeout) as connection:
             # A server that has answered may refuse the rest of what is being sent.
@@ -208,7 +222,8 @@ class Server:
 
 
 def free_port(owner=sys):
-    """Return a port that no other process gets while its owner lives: it is bound already.
+    """Return a port that no other process gets while its owner lives: it is bound
+    already.
 
     A server may still listen on it (socket(7), SO_REUSEADDR).
     """
@@ -221,7 +236,9 @@ def free_port(owner=sys):
 
 
 def accepts(pid):
-    """Whether a worker has booted: its poller knows a listener beside the queue of callbacks."""
+    """Whether a worker has booted: its poller knows a listener beside the queue of
+    callbacks.
+    """
     folder = Path(f"/proc/{pid}/fdinfo")
     with contextlib.suppress(OSError):
         return any(file.read_text().count("tfd:") > 1 for file in folder.iterdir())
@@ -229,7 +246,9 @@ def accepts(pid):
 
 
 def start_line(first="", **environ):
-    """Make the application in a process of its own and return what it printed, having failed."""
+    """Make the application in a process of its own and return what it printed, having
+    failed.
+    """
     command = [sys.executable, "-c", f"{first}import ticketsvc; ticketsvc.create_app()"]
     process = subprocess.run(
         command, cwd=ROOT, env=environ, capture_output=True, text=True

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 
 def wait_for(condition, what, timeout=60):
-    """Return what `condition()` returns once that is true; fail when it is not in time."""
+    """Return what `condition()` returns once that is true, or fail."""
     deadline = time.monotonic() + timeout
     while not (found := condition()):
         assert time.monotonic() < deadline, f"after {timeout} s: {what}"
@@ -15,7 +15,9 @@ def wait_for(condition, what, timeout=60):
 
 
 def together(count, work):
-    """Run work(0) … work(count - 1) at the same moment and return what they return, in order."""
+    """Run work(0) … work(count - 1) at the same moment and return what they return, in
+    order.
+    """
     barrier = threading.Barrier(count, timeout=30)
 
     def run(number):

@@ -1,4 +1,6 @@
-"""A backup taken under load opens, is intact, and holds what was acknowledged before it began."""
+"""A backup taken under load opens, is intact, and holds what was acknowledged before it
+began.
+"""
 
 import re
 import shutil

@@ -1,4 +1,6 @@
-"""A database of an older version: a start brings it up to date and changes nothing else."""
+"""A database of an older version: a start brings it up to date and changes nothing
+else.
+"""
 
 import json
 import random
@@ -81,7 +83,8 @@ SHAPE = {
         "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'",
         "SELECT conname, pg_get_constraintdef(oid) AS definition FROM pg_constraint "
         "WHERE connamespace = 'public'::regnamespace",
-        "SELECT pg_get_triggerdef(oid) AS definition, pg_get_functiondef(tgfoid) AS function "
+        "SELECT pg_get_triggerdef(oid) AS definition, "
+        "pg_get_functiondef(tgfoid) AS function "
         "FROM pg_trigger",
     ],
 }
@@ -90,8 +93,10 @@ IDENTITY = {
     "sqlite": ["PRAGMA schema_version", "SELECT * FROM sqlite_master"],
     "postgresql": [
         "SELECT oid, xmin::text AS made FROM pg_trigger",
-        "SELECT oid, xmin::text AS made FROM pg_proc WHERE pronamespace = 'public'::regnamespace",
-        "SELECT oid, relfilenode FROM pg_class WHERE relnamespace = 'public'::regnamespace",
+        "SELECT oid, xmin::text AS made FROM pg_proc "
+        "WHERE pronamespace = 'public'::regnamespace",
+        "SELECT oid, relfilenode FROM pg_class "
+        "WHERE relnamespace = 'public'::regnamespace",
         "SELECT attrelid, attnum, xmin::text AS made FROM pg_attribute "
         "WHERE attrelid IN ('ticket'::regclass, 'ticket_version'::regclass)",
     ],
@@ -106,14 +111,16 @@ def database_url(database_url, load_old):
 
 
 def start(url):
-    """Make the application, as a start of the service does, and close its connections."""
+    """Make the application, as a start does, and close its connections."""
     create_app({"DATABASE_URL": url})
     close_connections()
 
 
 @pytest.fixture
 def look(sql, on_sqlite):
-    """Return a function that runs queries, {kind of database: a list}, and sorts what they find."""
+    """Return a function that runs queries, {kind of database: a list}, and sorts what
+    they find.
+    """
 
     def run(queries):
         found = [
@@ -152,7 +159,7 @@ def assert_kept(server):
 
 
 def assert_upgraded(server):
-    """And a PATCH keeps the version before it, a key files one ticket, no id is reused."""
+    """A PATCH keeps the version before it, a key files one ticket, no id is reused."""
     assert_kept(server)
     for version, ticket in OLD:
         patched = server.patch(ticket["id"], {"category": "ß"}).json

@@ -1,4 +1,6 @@
-"""PostgreSQL alone: its connections, its restarts, its silences, and several services on it."""
+"""PostgreSQL alone: its connections, its restarts, its silences, and several services
+on it.
+"""
 
 import os
 import shlex
@@ -38,7 +40,9 @@ def name(database_url):
 
 @pytest.fixture
 def held(database_url):
-    """Return a context in which a statement stands in an open transaction of another client."""
+    """Return a context in which a statement stands in an open transaction of another
+    client.
+    """
 
     @contextmanager
     def hold(statement):
@@ -66,7 +70,8 @@ def control(*action):
 def backends(sql):
     """Return the process ids of the service's connections."""
     rows = sql(
-        f"SELECT pid FROM pg_stat_activity WHERE {OTHERS} AND backend_type = 'client backend'"
+        f"SELECT pid FROM pg_stat_activity WHERE {OTHERS} "
+        "AND backend_type = 'client backend'"
     )
     return [row["pid"] for row in rows]
 
@@ -97,7 +102,7 @@ def stopped(pids):
 
 
 def test_two_services_lose_nothing_on_one_database(make_server, server, sql):
-    """P1, C1: 200 PATCHes of one ticket through each, other fields at the same moment."""
+    """P1, C1: 200 PATCHes of one ticket through each, of two fields."""
     other = make_server().start()
     ticket_id = server.post().json["id"]
 
@@ -170,7 +175,9 @@ def test_dropped_connections_are_replaced(server, sql):
 def test_a_restart_of_the_database_fails_only_what_is_in_flight(
     server, start_load, mode
 ):
-    """E4, P10: under load; nothing acknowledged is lost, and the service is not restarted."""
+    """E4, P10: under load; nothing acknowledged is lost, and the service is not
+    restarted.
+    """
     server.fill(1000)
     load = start_load(server, 16)
     server.wait_for_answers(100)
@@ -231,7 +238,7 @@ def test_a_silent_database_is_a_500_meanwhile(server, sql):
 
 @alone
 def test_a_write_that_was_given_up_is_not_written_later(make_server, sql):
-    """E7: the service's connections stand still, a PATCH is given up, and they go on."""
+    """E7: its connections stand still, a PATCH is given up, and they go on."""
     server = make_server(WEB_CONCURRENCY="1", TICKETSVC_POOL_SIZE="1").start()
     server.fill(1)
     server.patch(1, {"category": "first"})
@@ -291,7 +298,10 @@ def test_a_stricter_isolation_of_the_server_fails_no_patch(server, sql, name):
 @pytest.fixture
 def limited(sql, database_url, name):
     """The URL with a role that may have three connections."""
-    may = "SELECT 1 FROM pg_roles WHERE rolname = current_user AND (rolsuper OR rolcreaterole)"
+    may = (
+        "SELECT 1 FROM pg_roles WHERE rolname = current_user "
+        "AND (rolsuper OR rolcreaterole)"
+    )
     if not sql(may):
         pytest.skip("needs a role that may make another one")
     sql(f"CREATE ROLE {name} LOGIN CONNECTION LIMIT 3 PASSWORD 'limited'")
@@ -355,10 +365,8 @@ def test_a_start_without_the_driver_says_how_to_add_it():
     line = start_line(
         "import sys; sys.modules['psycopg'] = None\n", DATABASE_URL="postgres://h/d"
     )
-    assert (
-        line
-        == "DATABASE_URL: needs a driver, add it with: pip install 'psycopg[binary]==3.3.9'\n"
-    )
+    advice = "add it with: pip install 'psycopg[binary]==3.3.9'"
+    assert line == f"DATABASE_URL: needs a driver, {advice}\n"
 
 
 @pytest.mark.parametrize(
@@ -394,7 +402,9 @@ def test_a_database_that_cannot_be_used_stops_the_start(database_url, parts, rea
 
 
 def test_a_start_waits_for_one_that_takes_long(make_server, held, sql):
-    """E7: longer than any timeout of a request, as the first index of a large table does."""
+    """E7: longer than any timeout of a request, as the first index of a large table
+    does.
+    """
     with held("SELECT pg_advisory_xact_lock(8237)"):
         server = make_server(WEB_CONCURRENCY="1").start(wait=False)
         wait_for_locks(sql)
@@ -404,13 +414,19 @@ def test_a_start_waits_for_one_that_takes_long(make_server, held, sql):
 
 @pytest.mark.parametrize("by", ["PATCH", "hand"])
 def test_the_time_of_an_update_is_that_after_its_wait(server, held, sql, by):
-    """P8, V3: for a row that somebody else was changing; the later version has the later time."""
+    """P8, V3: for a row that somebody else was changing; the later version has the
+    later time.
+    """
     server.fill(1)
     change = {
         "PATCH": lambda: server.patch(1, {"status": "closed"}),
         "hand": lambda: server.sql("UPDATE ticket SET status = 'closed'"),
     }
-    clock = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS')"
+    clock = """
+        SELECT to_char(
+            clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS'
+        )
+    """
     with (
         ThreadPoolExecutor(1) as pool,
         held("UPDATE ticket SET category = 'x'") as other,

@@ -82,7 +82,8 @@ def test_the_run_command_and_every_example(checkout):
 
     try:
         wait_for(answers, "it is not set up, or does not answer", timeout=300).close()
-        # One shell for all examples, since the later ones use the variables of the first.
+        # One shell for all examples, since the later ones use the variables of the
+        # first.
         script = "\necho '<end of example>'\n".join(command for command, _ in EXAMPLES)
         shown = subprocess.run(
             ["bash", "-c", script.replace(":8000", f":{port}")],

@@ -1,4 +1,6 @@
-"""Whatever is sent, the answer is one of the contract's: generated requests, seeded and bounded."""
+"""Whatever is sent, the answer is one of the contract's: generated requests, seeded and
+bounded.
+"""
 
 import http.client
 import json
@@ -16,22 +18,18 @@ from tests.helpers.contract import JSON, ROOT, TICKETS
 SEED = 20261123
 WRITABLE = ("category", "ai_suggested_response", "status")
 HEADERS = [
-    *(
-        "If-Match",
-        "If-None-Match",
-        "Content-Type",
-        "Authorization",
-        "X-Request-ID",
-        "Accept",
-    ),
-    *(
-        "Range",
-        "If-Modified-Since",
-        "X-HTTP-Method-Override",
-        "Origin",
-        "Cookie",
-        "X-Forwarded-For",
-    ),
+    "If-Match",
+    "If-None-Match",
+    "Content-Type",
+    "Authorization",
+    "X-Request-ID",
+    "Accept",
+    "Range",
+    "If-Modified-Since",
+    "X-HTTP-Method-Override",
+    "Origin",
+    "Cookie",
+    "X-Forwarded-For",
 ]
 # What http.client lets through: Latin-1 without line ends and other control characters.
 LATIN_1 = st.characters(min_codepoint=32, max_codepoint=255, exclude_categories=["Cc"])
@@ -58,7 +56,8 @@ class TestDocument:
 
     @pytest.fixture
     def settings(self):
-        # The 500 for an unknown ticket is right, but no check can know it from a failure.
+        # The 500 for an unknown ticket is right, but no check can know it from a
+        # failure.
         return {"TICKETSVC_MISSING_STATUS": "404", "TICKETSVC_TOKENS": "s3cret"}
 
     def test_schemathesis_finds_nothing(self, server, full, tmp_path):
@@ -66,21 +65,24 @@ class TestDocument:
         run = subprocess.run(
             [
                 Path(sys.executable).parent / "schemathesis",
-                *("--config-file", Path(__file__).with_name("schemathesis.toml")),
-                *(
-                    "run",
-                    ROOT / "openapi.json",
-                    "--url",
-                    f"http://127.0.0.1:{server.port}",
-                ),
-                *("--header", "Authorization: Bearer s3cret", "--checks", "all"),
-                *("--seed", str(SEED), "--max-examples", "300" if full else "20"),
-                *(
-                    "--continue-on-failure",
-                    "--no-color",
-                    "--suppress-health-check",
-                    "too_slow",
-                ),
+                "--config-file",
+                Path(__file__).with_name("schemathesis.toml"),
+                "run",
+                ROOT / "openapi.json",
+                "--url",
+                f"http://127.0.0.1:{server.port}",
+                "--header",
+                "Authorization: Bearer s3cret",
+                "--checks",
+                "all",
+                "--seed",
+                str(SEED),
+                "--max-examples",
+                "300" if full else "20",
+                "--continue-on-failure",
+                "--no-color",
+                "--suppress-health-check",
+                "too_slow",
             ],
             cwd=tmp_path,
             capture_output=True,

@@ -38,7 +38,9 @@ def test_patches_of_different_fields_are_both_there_every_time(server, ticket_id
 
 
 def test_every_concurrent_patch_has_a_version_of_its_own(server, ticket_id):
-    """C1, P1, V2: eight clients on one ticket; as many tags, and versions kept, as writes."""
+    """C1, P1, V2: eight clients on one ticket; as many tags, and versions kept, as
+    writes.
+    """
 
     def client(number):
         connection = server.connect()

@@ -1,4 +1,6 @@
-"""A client that openapi-python-client generates from openapi.json works against the service: E6."""
+"""A client that openapi-python-client generates from openapi.json works against the
+service: E6.
+"""
 
 import importlib
 import inspect
@@ -62,7 +64,9 @@ def generated(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def library(generated):
-    """The generated package, imported: its client, its models, and a module for each operation."""
+    """The generated package, imported: its client, its models, and a module for each
+    operation.
+    """
     name = generated.package.name
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(generated.package.parent)
@@ -100,7 +104,9 @@ def file(library, client):
 
 
 def test_generate_without_a_warning(generated):
-    """E6: what is not understood is left out, with a warning on stderr and an exit code of 0."""
+    """E6: what is not understood is left out, with a warning on stderr and an exit code
+    of 0.
+    """
     assert generated.run.stdout == f"Generating {generated.package}\n"
     assert generated.run.stderr == ""
     assert generated.run.returncode == 0

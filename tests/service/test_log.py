@@ -1,4 +1,4 @@
-"""The log: one line for each request on stdout, and its id everywhere: E5, P9, P10, E2."""
+"""The log: a line for each request on stdout, and its id everywhere: E5, E2."""
 
 import json
 import re
@@ -21,7 +21,8 @@ LINE = re.compile(
 
 
 def lines(server, count=1):
-    """Return the access log since the start, health left out, as dicts, when it has `count`.
+    """Return the access log since the start, health left out, as dicts, when it has
+    `count`.
 
     A line is written when the answer has been sent.
     """
@@ -177,7 +178,9 @@ def test_the_line_of_a_request_names_the_token(make_server):
 
 @pytest.mark.parametrize("trusted", ["127.0.0.1", "127.0.0.2"])
 def test_an_address_that_a_client_claims_is_not_logged(make_server, trusted):
-    """E5: X-Forwarded-For is a proxy's to say, one that gunicorn trusts, and its last address."""
+    """E5: X-Forwarded-For is a proxy's to say, one that gunicorn trusts, and its last
+    address.
+    """
     server = make_server(FORWARDED_ALLOW_IPS=trusted).start()
     for source in ("127.0.0.1", "127.0.0.2"):
         connection = HTTPConnection("127.0.0.1", server.port, 30, (source, 0))

@@ -1,4 +1,6 @@
-"""The service below a prefix, behind a real nginx that is set up as the README says: N7, E5, E2."""
+"""The service below a prefix, behind a real nginx that is set up as the README says:
+N7, E5, E2.
+"""
 
 import getpass
 import http.client
@@ -34,8 +36,8 @@ HEADERS = [
 ]
 TOKEN = {"Authorization": "Bearer s3cret"}
 LARGE = b'{"category": "%s"}' % (b"x" * 1_500_000)
-# Everything that nginx writes lies in its folder. Only a master that is root may say whose its
-# workers are, and theirs would be another's than the folder.
+# Everything that nginx writes lies in its folder. Only a master that is root may say
+# whose its workers are, and theirs would be another's than the folder.
 CONFIGURATION = """
 {user}
 pid nginx.pid;
@@ -156,7 +158,9 @@ def test_keep_the_request_id_of_the_caller(nginx, service):
     "given", [{}, {"X-Forwarded-For": "192.0.2.7"}], ids=["none", "one"]
 )
 def test_log_the_address_of_the_caller(nginx, service, given):
-    """E5: the one that nginx has seen, 127.0.0.2 here, not one that the client has put up."""
+    """E5: the one that nginx has seen, 127.0.0.2 here, not one that the client has put
+    up.
+    """
     source = ("127.0.0.2", 0)
     connection = http.client.HTTPConnection("127.0.0.1", nginx.port, 10, source)
     headers = {"X-Request-ID": "from-afar", **given}
@@ -227,7 +231,9 @@ def test_refuse_a_path_that_is_not_below_the_prefix(service):
 
 
 def test_refuse_in_the_name_of_the_request(service):
-    """E5, N6: with the id of the caller, in the answer and in the log; a HEAD without a body."""
+    """E5, N6: with the id of the caller, in the answer and in the log; a HEAD without a
+    body.
+    """
     for method, size in (("GET", 26), ("HEAD", 0)):
         reply = service.request(
             method, TICKETS, headers={"X-Request-ID": f"lost-{method}"}

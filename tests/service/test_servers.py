@@ -1,4 +1,6 @@
-"""The application runs under other servers than the Procfile's: it needs WSGI and nothing else."""
+"""The application runs under other servers than the Procfile's: it needs WSGI and
+nothing else.
+"""
 
 import json
 
@@ -8,7 +10,8 @@ from tests.helpers.contract import DESCRIPTION, JSON, NO_SUCH_PATH, TICKETS, onc
 
 pytestmark = once
 
-# The commands as they are typed in the repository's root, with the virtual environment active.
+# The commands as they are typed in the repository's root, with the virtual environment
+# active.
 FLASK = "flask --app ticketsvc run --port {port}"
 GUNICORN = 'python -m gunicorn "ticketsvc:create_app()" --bind 127.0.0.1:{port}'
 WSGIREF = """python -c '
@@ -72,7 +75,7 @@ def test_read_a_chunked_body_under_flask_run(start):
 
 
 def test_serve_under_python_m_gunicorn(start):
-    """N1: with gunicorn.conf.py, which is found in the folder that it is started from."""
+    """N1: with gunicorn.conf.py, found in the folder that it is started from."""
     server = start(GUNICORN)
     assert_serves(server)
     assert server.raw(b"nonsense\r\n\r\n").endswith(

@@ -142,6 +142,7 @@ def test_the_default_is_a_file_in_the_current_folder(tmp_path):
     assert (tmp_path / "tickets.db").exists()
 
 
+TOKEN = {"TICKETSVC_TOKENS": "secret"}
 # A network namespace of its own, so that nothing outside reaches the open port.
 NAMESPACE = ["unshare", "--map-root-user", "--net"]
 LAN = [
@@ -156,12 +157,12 @@ LAN = [
 @pytest.mark.parametrize(
     ("behind", "bind", "tokens", "warnings"),
     [
-        pytest.param([], "localhost:0", "", 0, id="loopback"),
-        pytest.param([], "unix:{tmp_path}/socket", "", 0, id="unix"),
-        pytest.param(NAMESPACE, "0.0.0.0:0", "secret", 0, id="token"),
-        pytest.param(NAMESPACE, "0.0.0.0:0", "", 1, id="open"),
-        pytest.param(NAMESPACE, "[::]:0", "", 1, id="open-IPv6"),
-        pytest.param(LAN, "192.0.2.1:0", "", 1, id="open-on-the-LAN"),
+        pytest.param([], "localhost:0", {}, 0, id="loopback"),
+        pytest.param([], "unix:{tmp_path}/socket", {}, 0, id="unix"),
+        pytest.param(NAMESPACE, "0.0.0.0:0", TOKEN, 0, id="token"),
+        pytest.param(NAMESPACE, "0.0.0.0:0", {}, 1, id="open"),
+        pytest.param(NAMESPACE, "[::]:0", {}, 1, id="open-IPv6"),
+        pytest.param(LAN, "192.0.2.1:0", {}, 1, id="open-on-the-LAN"),
     ],
 )
 def test_an_open_service_is_warned_of_once(
@@ -171,7 +172,7 @@ def test_an_open_service_is_warned_of_once(
         not shutil.which("unshare") or subprocess.call([*behind, "true"]) != 0
     ):
         pytest.skip("needs unshare(1) and the right to make a network namespace")
-    server = make_server(**({"TICKETSVC_TOKENS": tokens} if tokens else {}))
+    server = make_server(**tokens)
     server.start(wait=False, bind=bind.format(tmp_path=tmp_path), behind=behind)
     server.wait_for_log("Booting worker")
     server.stop()
@@ -179,7 +180,9 @@ def test_an_open_service_is_warned_of_once(
 
 
 def test_a_service_opens_no_control_socket(make_server, tmp_path):
-    """Else a thread serves it at one path for every gunicorn of a user (control_socket)."""
+    """Else a thread serves it at one path for every gunicorn of a user
+    (control_socket).
+    """
     server = make_server(XDG_RUNTIME_DIR=str(tmp_path)).start()
     server.process.send_signal(
         signal.SIGTTIN

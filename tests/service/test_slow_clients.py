@@ -21,7 +21,8 @@ HALVES = {
     "silent": b"",
     "half-a-header": f"PATCH {TICKETS}/1 HTTP/1.1\r\nHost: loc".encode(),
     "half-a-body": (
-        f"PATCH {TICKETS}/1 HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"PATCH {TICKETS}/1 HTTP/1.1\r\nHost: localhost\r\n"
+        "Content-Type: application/json\r\n"
         'Content-Length: 100\r\n\r\n{"status": '
     ).encode(),
 }
@@ -205,7 +206,9 @@ def test_the_soft_limit_of_descriptors_is_raised(make_server):
 
 
 def test_no_more_connections_are_taken_than_there_are_descriptors(make_server):
-    """E9: the others wait to be accepted; each thread needs some for its database connection."""
+    """E9: the others wait to be accepted; each thread needs some for its database
+    connection.
+    """
     server = make_server(WEB_CONCURRENCY="1").start(
         behind=["prlimit", "--nofile=400:400"]
     )
@@ -243,7 +246,8 @@ def test_a_worker_without_descriptors_survives(make_server):
 def test_a_worker_that_cannot_start_a_thread_survives(make_server):
     """E9: a limit of the address space keeps stacks from being made.
 
-    As many connections as it may have, which is few here, are lost to it and counted no more.
+    As many connections as it may have, which is few here, are lost to it and counted no
+    more.
     """
     server = make_server(WEB_CONCURRENCY="1").start(
         behind=["prlimit", "--nofile=320:320"]

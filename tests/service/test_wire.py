@@ -1,4 +1,6 @@
-"""Bytes on a socket of the started service: the contract's answer, as JSON, and a quiet log."""
+"""Bytes on a socket of the started service: the contract's answer, as JSON, and a quiet
+log.
+"""
 
 import contextlib
 import json
@@ -54,7 +56,7 @@ def message(method, path, body=b"", *headers, version="HTTP/1.1"):
 
 
 def split(received):
-    """Return the status, the headers (names in lower case) and the body of a response."""
+    """Return status, headers (names in lower case) and body of a response."""
     head, _, body = received.partition(b"\r\n\r\n")
     status_line, *lines = head.decode("latin-1").split("\r\n")
     headers = dict(line.split(": ", 1) for line in lines)
@@ -165,7 +167,9 @@ def test_a_chunked_body_has_the_same_limit(service, size, status):
 
 
 def test_an_endless_chunked_body_is_refused_on_its_way(service):
-    """E1: as soon as it is past the limit, and the connection is drained for a bounded time."""
+    """E1: as soon as it is past the limit, and the connection is drained for a bounded
+    time.
+    """
     head = message("PATCH", f"{TICKETS}/1", b"", JSON_TYPE, CHUNKED)
     received = b""
     with socket.create_connection(("127.0.0.1", service.port), 10) as connection:
@@ -340,7 +344,9 @@ def test_an_override_of_the_method_is_ignored(service):
     "media_type", ["text/plain", "multipart/form-data; boundary=x", FORM, None]
 )
 def test_a_form_of_a_browser_changes_nothing(service, media_type):
-    """P12: what a page may send to another origin without asking first (Fetch, section 4.10)."""
+    """P12: what a page may send to another origin without asking first (Fetch, section
+    4.10).
+    """
     before = len(service.request("GET", TICKETS).json)
     body = json.dumps({"user_description": "from another site"}).encode()
     headers = ["Origin: http://evil.example", "Sec-Fetch-Site: cross-site"]

@@ -1,4 +1,6 @@
-"""Kills, stops and failing disks: nothing that was acknowledged is lost, no repair is needed."""
+"""Kills, stops and failing disks: nothing that was acknowledged is lost, no repair is
+needed.
+"""
 
 import http.client
 import os
@@ -43,7 +45,9 @@ def test_a_kill_of_every_process_loses_nothing_acknowledged(server, start_load, 
 
 
 def test_an_answer_comes_after_the_sync(server, tmp_path):
-    """E4: a power cut takes what was written but not synced, so the sync precedes the answer."""
+    """E4: a power cut takes what was written but not synced, so the sync precedes the
+    answer.
+    """
     server.fill(1)
     traces = [tmp_path / f"trace-{pid}" for pid in server.workers()]
     calls = f"trace=pwrite64,sendto,{SYNCS}"
@@ -58,7 +62,9 @@ def test_an_answer_comes_after_the_sync(server, tmp_path):
 
 
 def test_sigterm_under_load_answers_what_was_accepted(server, start_load):
-    """E4: the master ends by itself, and every client has had an answer to what it sent."""
+    """E4: the master ends by itself, and every client has had an answer to what it
+    sent.
+    """
     server.fill(1000)
     load = start_load(server, 32, 1000, once=True)
     server.wait_for_answers(100)
@@ -68,7 +74,7 @@ def test_sigterm_under_load_answers_what_was_accepted(server, start_load):
 
 
 def test_sigusr2_hands_over_and_refuses_nothing(server, start_load):
-    """E4: as the README says; the new master stays in the process group of the old one."""
+    """E4: as the README says; the new master stays in the process group."""
     server.fill(1000)
     load = start_load(server, 16)
     server.wait_for_answers(100)
@@ -128,7 +134,9 @@ def test_a_killed_worker_takes_nobody_along(server, start_load):
 
 
 def failures(server):
-    """Return the first lines of the failures in the log, and how many tracebacks it has."""
+    """Return the first lines of the failures in the log, and how many tracebacks it
+    has.
+    """
     return re.findall(r"failed: (.*)", server.log), server.log.count("Traceback")
 
 
@@ -265,7 +273,9 @@ def work(server, load, count):
 
 
 def resets(server):
-    """Return how often the WAL began anew, from its header (sqlite.org/fileformat.html, 4.1)."""
+    """Return how often the WAL began anew, from its header (sqlite.org/fileformat.html,
+    4.1).
+    """
     with open(f"{server.path}-wal", "rb") as wal:
         return int.from_bytes(wal.read(16)[12:], "big")
 
@@ -273,7 +283,8 @@ def resets(server):
 def test_the_wal_and_the_memory_stay_bounded(server, start_load, full):
     """E4: an hour's worth of writes, beside a reader of the list.
 
-    A slow disk may keep the log from being reset while several processes write, but not longer.
+    A slow disk may keep the log from being reset while several processes write, but not
+    longer.
     """
     server.fill(300)
     count = 100_000 if full else 3000

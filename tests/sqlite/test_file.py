@@ -1,4 +1,6 @@
-"""The file of SQLite: deleted, replaced, full or failing to sync, nothing is lost or doubled."""
+"""The file of SQLite: deleted, replaced, full or failing to sync, nothing is lost or
+doubled.
+"""
 
 import os
 import resource
@@ -64,7 +66,9 @@ def test_a_deleted_file_is_made_anew_by_a_restart(server):
 
 
 def test_a_file_replaced_under_load_takes_no_write(server, start_load, tmp_path):
-    """E4, H1: every acknowledged write is in the file that was there, and it may come back."""
+    """E4, H1: every acknowledged write is in the file that was there, and it may come
+    back.
+    """
     server.fill(100)
     backup, aside = f"{tmp_path}/backup.db", f"{tmp_path}/aside.db"
     server.sql(f"VACUUM INTO '{backup}'")
@@ -87,7 +91,7 @@ def test_a_file_replaced_under_load_takes_no_write(server, start_load, tmp_path)
 def test_a_file_replaced_without_its_log_takes_nothing_of_it(
     server, start_load, tmp_path
 ):
-    """E4: the log stays beside the replacement; nothing may write one into the other."""
+    """E4: the log stays beside the replacement; none is written into the other."""
     server.fill(100)
     backup, aside = f"{tmp_path}/backup.db", f"{tmp_path}/aside.db"
     server.sql(f"VACUUM INTO '{backup}'")

@@ -1,4 +1,6 @@
-"""Writes that wait at the same moment are committed together, and fail alone: E4, E7, P10."""
+"""Writes that wait at the same moment are committed together, and fail alone: E4, E7,
+P10.
+"""
 
 import threading
 
@@ -62,7 +64,9 @@ def test_every_answer_was_committed_before_it(server, sql):
 
 
 def test_a_write_that_breaks_a_rule_takes_no_other_along(server, sql):
-    """P10: a rule that only the table knows; those committed together with it are not harmed."""
+    """P10: a rule that only the table knows; those committed together with it are not
+    harmed.
+    """
     server.fill(16)
     sql(
         "CREATE TRIGGER unlucky BEFORE UPDATE ON ticket WHEN NEW.id = 13 "

@@ -18,7 +18,9 @@ pytestmark = pytest.mark.database("sqlite")
 
 
 def test_a_write_that_is_given_up_is_never_written(server, holder, sql):
-    """E7: each that waits is a 500 while the lock is still held; those after it are 200."""
+    """E7: each that waits is a 500 while the lock is still held; those after it are
+    200.
+    """
     server.fill(16)
     holder.execute("BEGIN IMMEDIATE")
     replies = together(16, lambda n: server.patch(n + 1, {"category": "given up"}))
@@ -34,7 +36,9 @@ def test_a_write_that_is_given_up_is_never_written(server, holder, sql):
 def test_reading_goes_on_while_any_number_of_writes_wait(
     make_server, start_load, holder
 ):
-    """E7: more of them than there are threads; a read waits for less than the write in front."""
+    """E7: more of them than there are threads; a read waits for less than the write in
+    front.
+    """
     server = make_server(WEB_CONCURRENCY="1").start().fill(1000)
     holder.execute("BEGIN IMMEDIATE")
     load = start_load(server, 100)
@@ -45,7 +49,8 @@ def test_reading_goes_on_while_any_number_of_writes_wait(
         assert server.request("GET", path, timeout=60).status == 200
         return server.log.count("failed: database is locked\n") == before
 
-    # Every 5 seconds writes are given up, but most reads are answered between two such moments.
+    # Every 5 seconds writes are given up, but most reads are answered between two such
+    # moments.
     paths = [f"{TICKETS}/1", "/api/health"] * 4
     wait_for(
         lambda: all(map(is_sooner, paths)), "writes in front are given up before reads"
