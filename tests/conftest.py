@@ -156,7 +156,7 @@ def ticket(client):
 def sql(database_url):
     """Run a statement on a connection of its own: what it sees has been committed."""
     with closing(connect(database_url)) as other:
-        yield lambda statement: execute(other, statement)
+        yield lambda statement, params=None: execute(other, statement, params)
 
 
 @pytest.fixture

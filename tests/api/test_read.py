@@ -6,8 +6,8 @@ from datetime import datetime, timezone
 
 import pytest
 
-from database import NOW, database
 from tests.helpers.contract import INVALID, NOT_A_STATUS, TICKETS, assert_error, once
+from tests.helpers.statements import record_statements
 
 NOT_AN_INTEGER = ["Not a valid integer."]
 LIMIT = ["Must be greater than or equal to 1 and less than or equal to 1000."]
@@ -180,27 +180,22 @@ def test_a_page_of_large_tickets_ends_early(client, sql):
     )
 
 
-@pytest.fixture
-def queries(client, monkeypatch):
-    """The service's own statements from now on: those it reads with, as text and
-    parameters.
-    """
-    found, read = [], database.obj.read
-    monkeypatch.setattr(
-        database.obj, "read", lambda query: found.append(query.sql()) or read(query)
-    )
-    return found
+@pytest.fixture(autouse=True)
+def statements(monkeypatch):
+    """The statements that are run, by the service and past it."""
+    return record_statements(monkeypatch)
 
 
-def test_a_page_reads_no_more_than_it_needs(client, seven, queries):
+def test_a_page_reads_no_more_than_it_needs(client, seven, statements, on_sqlite):
     """L3, L4: the limit stands in the statement; one more row says if more follow."""
+    statements.clear()
     client.get(f"{TICKETS}?limit=2&status=ai_resolved&before=7")
     client.get(f"{TICKETS}?limit=1000&after=2")
     client.get(f"{TICKETS}/1/history?limit=3")
-    assert [
-        sql.rpartition("LIMIT")[2].strip() for sql, _ in queries if "LIMIT" in sql
-    ] == [database.param] * 3
-    assert [params[-1] for sql, params in queries if "LIMIT" in sql] == [3, 50, 4]
+    limited = [each for each in statements if "LIMIT" in each[0]]
+    limits = [sql.rpartition("LIMIT")[2].strip() for sql, _ in limited]
+    assert limits == ["?" if on_sqlite else "%s"] * 3
+    assert [params[-1] for _, params in limited] == [3, 50, 4]
 
 
 @pytest.mark.parametrize(
@@ -223,23 +218,23 @@ def test_a_page_reads_no_more_than_it_needs(client, seven, queries):
     ],
 )
 def test_a_page_walks_an_index_and_sorts_nothing(
-    client, seven, queries, on_sqlite, page, index, bounds
+    client, seven, sql, statements, on_sqlite, page, index, bounds
 ):
     """L4: by the plan of the service's own statement."""
     assert client.get(f"{TICKETS}{page}").status_code == 200
-    sql, params = queries[-1]
+    statement, params = statements[-1]
     if on_sqlite:
-        plan = database.execute_sql(f"EXPLAIN QUERY PLAN {sql}", params).fetchall()
-        [detail] = [row[-1] for row in plan]  # A second one would sort.
+        plan = sql(f"EXPLAIN QUERY PLAN {statement}", params)
+        [detail] = [row["detail"] for row in plan]  # A second one would sort.
         assert detail.count("?") == bounds
         assert (
             index.replace("ticket_pkey", "INTEGER PRIMARY KEY") in detail or not bounds
         )
     else:
         for kind in ("seqscan", "bitmapscan", "sort"):  # Few rows want no index.
-            database.execute_sql(f"SET enable_{kind} = off")
-        plan = database.execute_sql(f"EXPLAIN {sql}", params).fetchall()
-        details = [row[0].strip() for row in plan]
+            sql(f"SET enable_{kind} = off")
+        plan = sql(f"EXPLAIN {statement}", params)
+        details = [row["QUERY PLAN"].strip() for row in plan]
         assert "Limit " in details[0]
         assert re.search(rf"Index Scan (Backward )?using {index} on", details[1])
         assert [each.partition(":")[0] for each in details[2:]] == ["Index Cond"][
@@ -247,21 +242,20 @@ def test_a_page_walks_an_index_and_sorts_nothing(
         ]
 
 
-def test_the_database_tells_the_time(client, ticket, queries, monkeypatch, on_sqlite):
+def test_the_database_tells_the_time(client, ticket, statements, on_sqlite):
     """N3, P8, H1: no statement is given a time."""
-    written, write = [], database.obj.write
-    monkeypatch.setattr(
-        database.obj, "write", lambda *each: written.append(each) or write(*each)
-    )
+    statements.clear()
     client.post(TICKETS, json={"user_description": "x"})
     client.patch(f"{TICKETS}/{ticket['id']}", json={"status": "closed"})
     client.get("/api/health")
-    given = [value for _, params in [*written, *queries] for value in params]
+    given = [value for _, params in statements for value in params]
     assert "closed" in given
-    assert not [value for value in given if re.search("[0-9]{4}-[0-9]{2}", str(value))]
-    clock = NOW.sqlite if on_sqlite else NOW.postgresql
-    assert clock in written[-1][0]
-    assert clock in queries[-1][0]
+    times = [each for each in given if re.search("[0-9]{4}-[0-9]{2}", str(each))]
+    assert times == []
+    clock = "strftime(" if on_sqlite else "clock_timestamp()"
+    updates = [sql for sql, _ in statements if "UPDATE ticket" in sql.replace('"', "")]
+    assert [clock in sql for sql in updates] == [True]
+    assert clock in statements[-1][0]
 
 
 def test_times_are_utc(client, ticket):

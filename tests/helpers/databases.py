@@ -21,9 +21,9 @@ def connect(url):
     return PostgresqlDatabase(**parameters, prefer_psycopg3=True)
 
 
-def execute(other, statement):
+def execute(other, statement, params=None):
     """Run a statement on a connection past the service; return its rows as dicts."""
-    cursor = other.execute_sql(statement)
+    cursor = other.execute_sql(statement, params)
     if not cursor.description:
         return []
     names = [column[0] for column in cursor.description]

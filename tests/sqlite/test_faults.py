@@ -20,6 +20,7 @@ from tests.helpers.databases import assert_whole
 from tests.helpers.load import assert_all_succeeded, lost, memory
 from tests.helpers.processes import SYNCS, attached, limited
 from tests.helpers.timing import together, wait_for
+from tests.helpers.wal import resets
 
 pytestmark = pytest.mark.database("sqlite")
 
@@ -272,14 +273,6 @@ def work(server, load, count):
     return wal
 
 
-def resets(server):
-    """Return how often the WAL began anew, from its header (sqlite.org/fileformat.html,
-    4.1).
-    """
-    with open(f"{server.path}-wal", "rb") as wal:
-        return int.from_bytes(wal.read(16)[12:], "big")
-
-
 def test_the_wal_and_the_memory_stay_bounded(server, start_load, full):
     """E4: an hour's worth of writes, beside a reader of the list.
 
@@ -295,10 +288,10 @@ def test_the_wal_and_the_memory_stay_bounded(server, start_load, full):
     largest = work(server, start_load(server, 16, 300, 500), count)
     assert largest < 24 * 1024 * 1024
     assert memory(server) < before * 1.1 + 1
-    reset = resets(server)
+    reset = resets(server.path)
     for _ in range(2000):
         assert server.patch(1, {"category": "alone"}).status == 200
-        if resets(server) > reset:
+        if resets(server.path) > reset:
             break
     else:
         raise AssertionError("the log is never reset")

@@ -5,19 +5,19 @@ doubled.
 import os
 import resource
 import shutil
+import sqlite3
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from peewee import OperationalError
 
-from database import database
-from models import Ticket
 from tests.helpers.contract import TICKETS
 from tests.helpers.databases import assert_whole
 from tests.helpers.load import lost
 from tests.helpers.processes import SYNCS, attached, limited
-from tests.helpers.timing import together
+from tests.helpers.timing import together, wait_for
 
 pytestmark = pytest.mark.database("sqlite")
 
@@ -111,21 +111,63 @@ def test_a_file_replaced_without_its_log_takes_nothing_of_it(
     assert not lost(found, rows)
 
 
-@pytest.mark.parametrize(("moment", "version"), [("UPDATE", 1), ("COMMIT", 2)])
-def test_a_file_moved_during_a_write_fails_it(app, tmp_path, moment, version):
-    """E4: before its commit nothing is written, during it nobody is told that it was."""
-    ticket = Ticket.add({"user_description": "x"})
-    path, aside = database.obj.path, f"{tmp_path}/aside.db"
+def is_locked(path):
+    """Whether somebody holds the write lock of the file."""
+    options = {"timeout": 0, "isolation_level": None}
+    with closing(sqlite3.connect(path, **options)) as other:
+        try:
+            other.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+        other.execute("ROLLBACK")
+        return False
 
-    def move_at(sql):
-        if sql.startswith(moment):
-            move(path, aside)
 
-    database.obj._writer.connection().set_trace_callback(move_at)
-    with pytest.raises(OperationalError, match=GONE):
-        Ticket.patch(ticket["id"], {"category": "x"})
-    move(aside, path)
-    assert Ticket.find(ticket["id"])["version"] == version
+@pytest.fixture
+def patch_while_moved(server, tmp_path):
+    """Return a function that moves the file aside during a PATCH, and then back."""
+    aside = f"{tmp_path}/aside.db"
+
+    def patch():
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(server.patch, 1, {"category": "x"})
+            wait_for(lambda: is_locked(server.path), "nobody writes")
+            move(server.path, aside)
+            reply = waiting.result()
+        move(aside, server.path)
+        return reply
+
+    return patch
+
+
+def test_a_file_moved_during_an_update_fails_it(server, patch_while_moved):
+    """E4: before its commit nothing is written."""
+    server.fill(1)
+    server.sql(
+        """
+        CREATE TRIGGER slow BEFORE UPDATE ON ticket BEGIN
+            SELECT count(*) FROM (
+                WITH RECURSIVE n(i) AS (
+                    SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1500000
+                )
+                SELECT i FROM n
+            );
+        END
+        """
+    )
+    assert patch_while_moved().status == 500
+    assert f"failed: {server.path} {GONE}" in server.log
+    assert server.get(1).headers["ETag"] == '"1"'
+
+
+def test_a_file_moved_during_a_commit_fails_it(server, patch_while_moved):
+    """E4: nobody is told that something was written, though it may be."""
+    server.fill(1)
+    slow = f"inject={SYNCS}:delay_enter=2s"
+    with attached(server.workers(), f"trace={SYNCS}", slow):
+        assert patch_while_moved().status == 500
+    assert f"failed: {server.path} {GONE}" in server.log
+    assert server.get(1).headers["ETag"] == '"2"'
 
 
 def test_a_restore_into_the_running_service_is_taken_up(server, tmp_path):

@@ -6,7 +6,6 @@ import threading
 
 import pytest
 
-from database import database
 from models import Ticket
 from tests.helpers.contract import TICKETS
 from tests.helpers.load import assert_all_succeeded, lost
@@ -82,15 +81,19 @@ def test_a_write_that_breaks_a_rule_takes_no_other_along(server, sql):
 
 def test_a_write_that_cannot_be_bound_leaves_no_transaction_open(app, sql):
     """E4: nothing that another thread was told is written may hang in it."""
-    ids = [Ticket.add({"user_description": "x"})["id"] for _ in range(16)]
+    client = app.test_client()
+    body = {"user_description": "x"}
+    ids = [client.post(TICKETS, json=body).json["id"] for _ in range(16)]
 
     def write(number):
         if number % 4 == 0:
-            with pytest.raises(OverflowError):
-                database.write("UPDATE ticket SET version = ? RETURNING id", [2**64])
+            # No request gets that far with an unpaired surrogate.
+            with pytest.raises(UnicodeEncodeError):
+                Ticket.patch(ids[number], {"category": "\ud800"})
         else:
-            assert Ticket.patch(ids[number], {"category": f"n {turn}"})
-        database.close()
+            url = f"{TICKETS}/{ids[number]}"
+            body = {"category": f"n {turn}"}
+            assert app.test_client().patch(url, json=body).status_code == 200
 
     for turn in range(50):
         together(16, write)

@@ -1,18 +1,18 @@
 """Whoever holds the database, nobody waits for long, and reading goes on: E7."""
 
+import json
 import os
 import random
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from database import database
-from models import Ticket
-from tests.helpers.contract import TICKETS
+from tests.helpers.contract import JSON, TICKETS
 from tests.helpers.load import assert_all_succeeded
 from tests.helpers.timing import together, wait_for
+from tests.helpers.wal import commits
 
 pytestmark = pytest.mark.database("sqlite")
 
@@ -111,25 +111,54 @@ def test_a_writer_outside_the_service_is_waited_for(server, start_load, full, ho
     assert_all_succeeded(load.end())
 
 
-def test_the_first_to_wait_is_the_first_to_be_written(app, holder):
-    """E7: the writes of a process are one transaction, in the order in which they came."""
-    ticket, group, run = Ticket.add({"user_description": "x"}), database.obj, []
-    group._writer.connection().set_trace_callback(run.append)
+def run_times(pid):
+    """Return how long each thread of a process has run, and whether it sleeps."""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+        nanoseconds = (task / "schedstat").read_text().split()[0]
+        found[task.name] = (nanoseconds, state == "S")
+    return found
+
+
+def all_wait(pid):
+    """Whether every thread but one, which polls for the lock, waits for something.
+
+    A thread that waits for Python's own lock runs every 5 ms.
+    """
+    before = run_times(pid)
+    time.sleep(0.05)
+    after = run_times(pid)
+    busy = [name for name in after if after[name] != before.get(name)]
+    awake = [name for name, (_, asleep) in after.items() if not asleep]
+    return len({*busy, *awake}) <= 1
+
+
+def test_the_first_to_wait_is_the_first_to_be_written(make_server, holder):
+    """E7: writes that wait are one transaction, in the order in which they came."""
+    server = make_server(WEB_CONCURRENCY="1").start().fill(1)
+    (worker,) = server.workers()
+    assert server.patch(1, {"category": "warm"}).status == 200
+    before = commits(server.path)
     holder.execute("BEGIN IMMEDIATE")
-    with ThreadPoolExecutor(12) as pool:
-        for number in range(12):
-            pool.submit(Ticket.patch, ticket["id"], {"category": f"n {number}"})
-            # The first of them leads.
-            wait_for(
-                lambda n=number: group._led and len(group._waiting) == n,
-                "it does not wait",
-            )
-        holder.execute("ROLLBACK")
-    versions = Ticket.history(Ticket.find(ticket["id"]), 100)
-    assert [each["category"] for each in versions] == [
-        f"n {n}" for n in range(11, -1, -1)
-    ] + [None]
-    assert run.count("COMMIT") == 1
+
+    waiting = []
+    for number in range(12):
+        connection = server.connect()
+        body = json.dumps({"category": f"n {number}"})
+        connection.request("PATCH", f"{TICKETS}/1", body, {"Content-Type": JSON})
+        waiting.append(connection)
+        wait_for(lambda: all_wait(worker), "it does not wait")
+
+    holder.execute("ROLLBACK")
+    for connection in waiting:
+        assert connection.getresponse().status == 200
+        connection.close()
+
+    versions = server.request("GET", f"{TICKETS}/1/history").json
+    categories = [each["category"] for each in reversed(versions)]
+    assert categories == [None, "warm", *(f"n {number}" for number in range(12))]
+    assert commits(server.path) - before == 1
 
 
 def test_more_busy_clients_than_threads_are_served_alike(make_server, start_load, sql):
