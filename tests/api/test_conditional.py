@@ -235,16 +235,3 @@ def test_if_none_match_on_an_unknown_ticket_stays_a_500(client, value):
 )
 def test_get_with_conditions(client, url, headers, status):
     assert client.get(url, headers=headers).status_code == status
-
-
-@once
-def test_a_list_over_two_header_lines_is_one_list(server):
-    """RFC 9110, section 5.3."""
-    ticket_id = server.post().json["id"]
-    body = b'{"status": "closed"}'
-    head = (
-        f"PATCH {TICKETS}/{ticket_id} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
-        "Content-Type: application/json\r\n"
-        f'Content-Length: {len(body)}\r\nIf-Match: "7"\r\nIf-Match: "1"\r\n\r\n'
-    )
-    assert server.raw(head.encode() + body).startswith(b"HTTP/1.1 200 ")

@@ -2,12 +2,10 @@
 
 import pytest
 
-from tests.helpers.contract import TICKETS, assert_error, once
-from tests.helpers.timing import together
+from tests.helpers.contract import BAD_KEY, TICKETS, assert_error, once
 
 BODY = {"user_description": "x", "confidence_score": 0.5}
 OTHER = "Idempotency-Key was used for another ticket"
-BAD_KEY = "Idempotency-Key must be 1 to 255 visible ASCII characters, sent once"
 
 
 def post(client, key, body=BODY, **options):
@@ -91,43 +89,6 @@ def test_requests_without_a_key_are_all_filed(client):
     for _ in range(3):
         assert client.post(TICKETS, json=BODY).status_code == 201
     assert len(client.get(TICKETS).json) == 3
-
-
-def test_sixteen_at_once_file_one_ticket(make_server):
-    """O5: through two services on one database."""
-    servers = [make_server().start(), make_server().start()]
-    for turn in range(5):
-        replies = together(
-            16,
-            lambda number, turn=turn: servers[number % 2].post(
-                BODY, headers={"Idempotency-Key": f"k {turn}".replace(" ", "-")}
-            ),
-        )
-        assert sorted(reply.status for reply in replies) == [200] * 15 + [201]
-        assert len({reply.headers["Location"] for reply in replies}) == 1
-    assert len(servers[0].request("GET", TICKETS).json) == 5
-
-
-@once
-def test_a_key_sent_twice_is_refused(server):
-    """O5: WSGI joins both with a comma, which one key may hold."""
-    connection = server.connect()
-    connection.putrequest("POST", TICKETS)
-    body = b'{"user_description": "x"}'
-    for name, value in [
-        ("Content-Type", "application/json"),
-        ("Content-Length", str(len(body))),
-        ("Idempotency-Key", "k"),
-        ("Idempotency-Key", "k"),
-    ]:
-        connection.putheader(name, value)
-    connection.endheaders(body)
-    response = connection.getresponse()
-    assert (response.status, response.read().decode()) == (
-        400,
-        f'{{"error": "{BAD_KEY}"}}\n',
-    )
-    connection.close()
 
 
 class TestTokens:

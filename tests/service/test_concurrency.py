@@ -100,3 +100,18 @@ def test_concurrent_creations_get_ids_of_their_own(server):
     assert {location for _, location in answers} == {
         f"{TICKETS}/{n}" for n in range(1, 201)
     }
+
+
+def test_sixteen_at_once_file_one_ticket(make_server):
+    """O5: through two services on one database."""
+    servers = [make_server().start(), make_server().start()]
+    for turn in range(5):
+        replies = together(
+            16,
+            lambda number, turn=turn: servers[number % 2].post(
+                {"user_description": "x"}, headers={"Idempotency-Key": f"k-{turn}"}
+            ),
+        )
+        assert sorted(reply.status for reply in replies) == [200] * 15 + [201]
+        assert len({reply.headers["Location"] for reply in replies}) == 1
+    assert len(servers[0].request("GET", TICKETS).json) == 5

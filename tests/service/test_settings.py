@@ -190,10 +190,3 @@ def test_a_service_opens_no_control_socket(make_server, tmp_path):
     wait_for(lambda: len(server.workers()) == 3, "there is no third worker")
     assert len(os.listdir(f"/proc/{server.process.pid}/task")) == 1
     assert not list(tmp_path.glob("gunicorn*"))
-
-
-def test_a_restart_still_has_the_ticket(server):
-    """E4."""
-    ticket = server.post().json
-    assert server.stop() == 0
-    assert server.start().get(ticket["id"]).json == ticket

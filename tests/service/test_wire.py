@@ -10,6 +10,7 @@ import socket
 import pytest
 
 from tests.helpers.contract import (
+    BAD_KEY,
     DESCRIPTION,
     JSON,
     JSON_TYPE,
@@ -400,3 +401,34 @@ def test_a_strange_authorization_is_refused(guarded, headers, status):
     ]
     received = guarded.raw(b"\r\n".join(lines))
     assert statuses(received) == [status]
+
+
+def test_a_key_sent_twice_is_refused(service):
+    """O5: WSGI joins both with a comma, which one key may hold."""
+    connection = service.connect()
+    connection.putrequest("POST", TICKETS)
+    body = b'{"user_description": "x"}'
+    for name, value in [
+        ("Content-Type", "application/json"),
+        ("Content-Length", str(len(body))),
+        ("Idempotency-Key", "k"),
+        ("Idempotency-Key", "k"),
+    ]:
+        connection.putheader(name, value)
+    connection.endheaders(body)
+    response = connection.getresponse()
+    assert response.status == 400
+    assert json.loads(response.read()) == {"error": BAD_KEY}
+    connection.close()
+
+
+def test_a_list_over_two_header_lines_is_one_list(service):
+    """RFC 9110, section 5.3."""
+    ticket_id = service.post().json["id"]
+    body = b'{"status": "closed"}'
+    head = (
+        f"PATCH {TICKETS}/{ticket_id} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        "Content-Type: application/json\r\n"
+        f'Content-Length: {len(body)}\r\nIf-Match: "7"\r\nIf-Match: "1"\r\n\r\n'
+    )
+    assert service.raw(head.encode() + body).startswith(b"HTTP/1.1 200 ")
