@@ -15,12 +15,11 @@ from schemas import (
     ticket_query_schema,
     ticket_schema,
 )
-from tests.helpers.contract import README, ROOT, once
+from tests.helpers.contract import JSON, OPENAPI, README, once
 
 pytestmark = once
 
-TEXT = (ROOT / "openapi.json").read_text()
-DOCUMENT = json.loads(TEXT)
+DOCUMENT = json.loads(OPENAPI)
 SCHEMAS = DOCUMENT["components"]["schemas"]
 METHODS = {"get", "post", "put", "patch", "delete"}
 TYPES = {fields.String: "string", fields.Float: "number", fields.Integer: "integer"}
@@ -165,9 +164,9 @@ def test_the_document_is_served_as_it_lies_there(client):
     """E6, N1."""
     response = client.get("/api/openapi.json")
     assert response.status_code == 200
-    assert response.content_type == "application/json"
-    assert response.get_data(as_text=True) == TEXT
-    assert TEXT.endswith("}\n")
+    assert response.content_type == JSON
+    assert response.get_data(as_text=True) == OPENAPI
+    assert OPENAPI.endswith("}\n")
 
 
 class TestTokens:

@@ -12,11 +12,11 @@ from tests.helpers.contract import (
     NOT_A_STATUS,
     NOT_JSON,
     TICKETS,
+    WRITABLE,
     assert_error,
     once,
 )
 
-WRITABLE = ("status", "category", "ai_suggested_response")
 NULL = ["Field may not be null."]
 NOT_A_STRING = ["Not a valid string."]
 UNSTORABLE = ["May not contain NUL or unpaired surrogates."]

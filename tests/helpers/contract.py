@@ -7,9 +7,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
+OPENAPI = (ROOT / "openapi.json").read_text("utf-8")
 
 TICKETS = "/api/v1/tickets"
 DESCRIPTION = "The export button does nothing"
+WRITABLE = ("status", "category", "ai_suggested_response")  # by a PATCH
 MIB = 1024 * 1024  # bytes, the limit of a body
 JSON = "application/json"
 JSON_TYPE = f"Content-Type: {JSON}"

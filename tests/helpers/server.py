@@ -14,7 +14,7 @@ import weakref
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.helpers.contract import DESCRIPTION, ROOT, TICKETS
+from tests.helpers.contract import DESCRIPTION, JSON, ROOT, TICKETS
 from tests.helpers.databases import run_sql
 from tests.helpers.timing import wait_for
 
@@ -183,7 +183,7 @@ class Server:
         headers = dict(headers or {})
         if isinstance(body, dict):
             body = json.dumps(body)
-            headers.setdefault("Content-Type", "application/json")
+            headers.setdefault("Content-Type", JSON)
         own = connection or self.connect(timeout)
         try:
             own.request(method, path, body, headers)

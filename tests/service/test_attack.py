@@ -13,10 +13,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, seed, settings
 from hypothesis import strategies as st
 
-from tests.helpers.contract import JSON, ROOT, TICKETS
+from tests.helpers.contract import JSON, ROOT, TICKETS, WRITABLE
 
 SEED = 20261123
-WRITABLE = ("category", "ai_suggested_response", "status")
 HEADERS = [
     "If-Match",
     "If-None-Match",

@@ -14,6 +14,8 @@ import pytest
 from tests.helpers.contract import (
     CHANGED,
     DESCRIPTION,
+    INVALID,
+    OPENAPI,
     ROOT,
     TICKETS,
     UNAUTHORIZED,
@@ -22,7 +24,7 @@ from tests.helpers.contract import (
 
 pytestmark = once
 
-DOCUMENT = json.loads((ROOT / "openapi.json").read_text())
+DOCUMENT = json.loads(OPENAPI)
 COMPONENTS = DOCUMENT["components"]
 OPERATIONS = {
     operation["operationId"]: operation
@@ -190,7 +192,7 @@ def test_patch_with_a_bad_value(library, client, file):
     response = library.update_ticket.sync_detailed(1, client=client, body=body)
     assert (response.status_code, response.parsed.error) == (
         400,
-        "Invalid field values",
+        INVALID,
     )
     assert list(response.parsed.fields.to_dict()) == ["category"]
 

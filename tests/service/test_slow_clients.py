@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.helpers.contract import TICKETS
+from tests.helpers.contract import JSON, TICKETS
 from tests.helpers.processes import limited
 from tests.helpers.timing import together, wait_for
 
@@ -188,7 +188,7 @@ def test_a_kept_connection_has_the_time_for_each_request(server):
         time.sleep(0.01)
         yield b'{"status": "closed"}'
 
-    headers = {"Content-Type": "application/json", "Content-Length": "20"}
+    headers = {"Content-Type": JSON, "Content-Length": "20"}
     with contextlib.closing(server.connect()) as connection:
         over = time.monotonic() + 10.5
         while time.monotonic() < over:

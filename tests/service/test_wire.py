@@ -409,7 +409,7 @@ def test_a_key_sent_twice_is_refused(service):
     connection.putrequest("POST", TICKETS)
     body = b'{"user_description": "x"}'
     for name, value in [
-        ("Content-Type", "application/json"),
+        ("Content-Type", JSON),
         ("Content-Length", str(len(body))),
         ("Idempotency-Key", "k"),
         ("Idempotency-Key", "k"),
