@@ -18,6 +18,7 @@ from tests.helpers.databases import assert_whole
 from tests.helpers.load import lost
 from tests.helpers.processes import SYNCS, attached, limited
 from tests.helpers.timing import together, wait_for
+from tests.helpers.wal import commits
 
 pytestmark = pytest.mark.database("sqlite")
 
@@ -128,10 +129,10 @@ def patch_while_moved(server, tmp_path):
     """Return a function that moves the file aside during a PATCH, and then back."""
     aside = f"{tmp_path}/aside.db"
 
-    def patch():
+    def patch(moment):
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(server.patch, 1, {"category": "x"})
-            wait_for(lambda: is_locked(server.path), "nobody writes")
+            wait_for(moment, "nobody writes")
             move(server.path, aside)
             reply = waiting.result()
         move(aside, server.path)
@@ -155,7 +156,7 @@ def test_a_file_moved_during_an_update_fails_it(server, patch_while_moved):
         END
         """
     )
-    assert patch_while_moved().status == 500
+    assert patch_while_moved(lambda: is_locked(server.path)).status == 500
     assert f"failed: {server.path} {GONE}" in server.log
     assert server.get(1).headers["ETag"] == '"1"'
 
@@ -163,9 +164,11 @@ def test_a_file_moved_during_an_update_fails_it(server, patch_while_moved):
 def test_a_file_moved_during_a_commit_fails_it(server, patch_while_moved):
     """E4: nobody is told that something was written, though it may be."""
     server.fill(1)
-    slow = f"inject={SYNCS}:delay_enter=2s"
+    before = commits(server.path)
+    slow = f"inject={SYNCS}:delay_enter=3s"
     with attached(server.workers(), f"trace={SYNCS}", slow):
-        assert patch_while_moved().status == 500
+        reply = patch_while_moved(lambda: commits(server.path) > before)
+        assert reply.status == 500
     assert f"failed: {server.path} {GONE}" in server.log
     assert server.get(1).headers["ETag"] == '"2"'
 
