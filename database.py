@@ -1,7 +1,8 @@
 """How a statement reaches the disk: SQLite or PostgreSQL, behind the same few methods.
 
-`database.read(query)` and `database.write(sql, params)` return rows as dicts, and raise an
-exception of Peewee's within about TIMEOUT seconds. Nothing here knows what a ticket is.
+`backend.read(query)` and `backend.write(sql, params)` return rows as dicts, and raise
+an exception within about TIMEOUT seconds. `database` is the Peewee database that the
+models build their SQL for. Nothing in this module names a table.
 """
 
 import fcntl
@@ -10,8 +11,9 @@ import select
 import sqlite3
 import threading
 import time
+from collections import deque
 from concurrent.futures import Future, TimeoutError
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from queue import Empty, LifoQueue
 from urllib.parse import quote, urlsplit
@@ -20,45 +22,46 @@ import peewee
 from peewee import OperationalError
 from playhouse import db_url
 
-TIMEOUT = 5  # seconds, the longest that a request waits for the database
-POLL = 0.0002  # seconds between two attempts to take the write lock of the file
-# Where more than CROWD writes of a process wait, a new one waits for MOMENT seconds at most.
-CROWD, MOMENT = 16, 0.5
-# FULL syncs the write-ahead log before a commit is acknowledged. Every thread has a
-# connection with a page cache of its own, kept at 256 KiB since the system caches the file too.
-PRAGMAS = {"journal_mode": "wal", "synchronous": "full", "cache_size": -256}
+try:
+    import psycopg
+except ImportError:  # The driver is needed for PostgreSQL only.
+    psycopg = None
 
-PSYCOPG = "psycopg[binary]==3.3.9"
-# Whatever the defaults of the server are, an acknowledged write is on disk, and an UPDATE that
-# waited sees the row as it has become. A locked row holds a connection for no more than a second.
-SESSION = (
-    f"-c statement_timeout={TIMEOUT}s -c lock_timeout=1s "
-    r"-c synchronous_commit=on -c default_transaction_isolation=read\ committed"
-)
-SERVER_TIMEOUTS = {"connect_timeout": 3, "keepalives_idle": 60, "tcp_user_timeout": 10_000}
-POOL_TIMEOUT = 2  # seconds, the longest that a request waits for a connection of the pool
+TIMEOUT = 5  # seconds, the longest that a request waits for the database
 
 URL_ADVICE = (
-    "must be sqlite:///tickets.db, with four slashes for an absolute path and without ? and #, "
-    "or postgres://user:password@host:port/database, with / in the password as %2F and @ as %40"
+    "must be sqlite:///tickets.db, with four slashes for an absolute path and without "
+    "? and #, or postgres://user:password@host:port/database, with / in the password "
+    "as %2F and @ as %40"
 )
 
 database = peewee.DatabaseProxy()
+backend = peewee.Proxy()
 
 
 class Dialect(peewee.ColumnBase):
     """SQL in which SQLite and PostgreSQL differ."""
 
     def __init__(self, sqlite, postgresql):
-        self.sqlite, self.postgresql = sqlite, postgresql
+        self.sqlite = sqlite
+        self.postgresql = postgresql
+
+    def __str__(self):
+        return self.sqlite if is_sqlite() else self.postgresql
 
     def __sql__(self, ctx):
-        return ctx.literal(self.sqlite if database.param == "?" else self.postgresql)
+        return ctx.literal(str(self))
+
+
+def is_sqlite():
+    """Return whether the open database is SQLite."""
+    return isinstance(database.obj, peewee.SqliteDatabase)
 
 
 # Timestamps are text in both. 'now' is one instant for a whole statement of SQLite
-# (sqlite.org/lang_datefunc.html), as now() is in PostgreSQL, so that those of a new row are
-# equal; clock_timestamp() is the time after an UPDATE has waited for another to change the row.
+# (sqlite.org/lang_datefunc.html), as now() is in PostgreSQL, so that both timestamps of
+# a new row are equal; clock_timestamp() is the time after an UPDATE has waited for
+# another transaction to change the row.
 _TO_TEXT = """to_char({}() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
 _SQLITE_NOW = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
 NOW = Dialect(_SQLITE_NOW, _TO_TEXT.format("clock_timestamp"))
@@ -68,198 +71,315 @@ AUTOINCREMENT = Dialect("AUTOINCREMENT", "")
 
 
 def rows_of(cursor):
+    """Return all rows of a cursor as dicts."""
     names = [column[0] for column in cursor.description]
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
-class GroupCommitDatabase(peewee.SqliteDatabase):
-    """SQLite, where the writes of a process that wait at the same time are one transaction.
+# --- SQLite ---------------------------------------------------------------------------
 
-    The thread of the first one leads: it takes the write lock, runs the statements of all,
-    commits them with one sync, and has the next one lead. It tries to lock every POLL seconds,
-    since SQLite's own busy handler sleeps longer each time, and under load some processes never
-    get the lock. Each thread reads on a connection of its own; the leader uses the one that writes.
+POLL = 0.0002  # seconds between two attempts to take the write lock of the file
+# If more than CROWD writes of a process wait, a new one waits for CROWD_TIMEOUT only:
+# a thread that waits to write cannot read.
+CROWD = 16
+CROWD_TIMEOUT = 0.5  # seconds
+PRAGMAS = {
+    "journal_mode": "wal",
+    # The write-ahead log is synced before a commit is acknowledged.
+    "synchronous": "full",
+    # KiB of page cache for a connection; the operating system caches the file too.
+    "cache_size": -256,
+}
+
+
+class Write:
+    """A statement that waits to be committed."""
+
+    # An outcome in place of rows: the thread of this write is now the leader.
+    PROMOTED = object()
+
+    def __init__(self, sql, params):
+        self.sql = sql
+        self.params = params
+        self.deadline = time.monotonic() + TIMEOUT
+        self.outcome = Future()  # Its rows, PROMOTED or an exception.
+
+    def claim(self):
+        """Take it for a commit; return False if its own thread has given it up."""
+        return self.outcome.set_running_or_notify_cancel()
+
+
+class SqliteBackend:
+    """SQLite with group commit: writes that wait at the same time share one commit.
+
+    One thread is the leader. It takes the write lock, claims every write that waits,
+    runs them, commits with one sync, and promotes the thread of the next write that
+    waits. A thread that writes while there is no leader becomes the leader itself, so
+    that a single client pays for no switch of threads.
+
+    Reads use connections of their own, and go on while writes wait.
     """
 
-    LEAD = object()  # In place of rows: this thread is the next that commits.
-    # STRICT came with 3.37; an older SQLite stores text in a number's column.
+    # Without STRICT, SQLite accepts text in a numeric column. It came with 3.37.
     strict_tables = sqlite3.sqlite_version_info >= (3, 37)
 
     def __init__(self, path):
         self.path = os.path.abspath(path)
-        # Without mode=rw a connection makes an empty file where the one it knew is gone.
-        uri = f"file:{quote(self.path)}?mode=rw"
-        options = {"uri": True, "pragmas": PRAGMAS, "returning_clause": True}
-        super().__init__(uri, timeout=TIMEOUT, **options)
-        options |= {"thread_safe": False, "check_same_thread": False}
-        self._writer = peewee.SqliteDatabase(uri, timeout=0, **options)
-        self._lock, self._led, self._waiting = threading.Lock(), False, []
+        self.name = self.path
+        self.host = "this host"
+
+        self.database = self._make_database(TIMEOUT)
+        self._idle_readers = deque()
+
+        # SQLite's busy handler sleeps longer each time, and under load some processes
+        # then never get the lock: the leader does not use it, but tries every POLL s.
+        self._writer = self._make_database(timeout=0)
+        self._lock = threading.Lock()  # Guards the two below.
+        self._has_leader = False
+        self._waiting = deque()
+
+    def _make_database(self, timeout):
+        # Without mode=rw, SQLite makes an empty file if the one it knew is gone.
+        return peewee.SqliteDatabase(
+            f"file:{quote(self.path)}?mode=rw",
+            uri=True,
+            pragmas=PRAGMAS,
+            returning_clause=True,
+            timeout=timeout,
+            thread_safe=False,
+            check_same_thread=False,
+        )
 
     def prepare(self, create):
-        """Make the file and call `create` in a transaction, also while other services do."""
-        with open(self.path, "ab") as file:
-            self._file = os.fstat(file.fileno())
-            # Two that convert a new file to WAL fail at once, whatever the timeout is.
-            fcntl.flock(file, fcntl.LOCK_EX)
-            with self.connection_context(), self.atomic("IMMEDIATE"):
-                create()
+        """Make the file if there is none, and call `create` in a transaction.
 
-    def _check_file(self):
-        """Raise OperationalError where the path names another file than at the start, or none."""
-        with suppress(OSError):
-            if os.path.samestat(os.stat(self.path), self._file):
-                return
-        raise OperationalError(f"{self.path} was deleted or replaced: put it back or restart")
+        Other services may do the same at this moment. Return whether the file is new.
+        """
+        with open(self.path, "ab") as file:
+            # If two connections convert a new file to WAL, one of them fails at once,
+            # whatever its timeout is.
+            fcntl.flock(file, fcntl.LOCK_EX)
+            self._file = os.fstat(file.fileno())
+            with self.database.connection_context(), self.database.atomic("IMMEDIATE"):
+                create()
+        return self._file.st_size == 0
+
+    def close(self):
+        """Close the connections of this process."""
+        self.database.close()
+        self._writer.close()
+        while self._idle_readers:
+            self._idle_readers.pop().close()
 
     def read(self, query):
         """Return the rows of a SELECT."""
         self._check_file()
-        return rows_of(self.execute_sql(*query.sql()))
+        with self._reader() as reader:
+            return rows_of(reader.execute_sql(*query.sql()))
+
+    @contextmanager
+    def _reader(self):
+        """Give a connection that no other thread uses meanwhile."""
+        try:
+            reader = self._idle_readers.pop()
+        except IndexError:
+            reader = self._make_database(TIMEOUT)
+
+        try:
+            yield reader
+        except BaseException:
+            reader.close()
+            raise
+        self._idle_readers.append(reader)
 
     def write(self, sql, params):
         """Run a statement once, and return its rows when they are on disk.
 
-        After an exception nothing is written; only where COMMIT itself failed, at the sync, or
-        the file was moved at that moment, it is not known.
+        After an exception nothing is written. Only if COMMIT itself failed, at the
+        sync, or the file was moved at that moment, it is not known.
         """
-        deadline, future = time.monotonic() + TIMEOUT, Future()
+        write = Write(sql, params)
         with self._lock:
-            leads, self._led = not self._led, True
-            if not leads:
-                self._waiting.append((future, sql, params))
-        if not leads:
-            # Reading goes on: not all threads may wait here.
-            timeout = TIMEOUT if len(self._waiting) <= CROWD else MOMENT
-            try:
-                rows = future.result(timeout)
-            except TimeoutError:
-                if future.cancel():
-                    raise OperationalError(f"database is locked, for {timeout} s") from None
-                rows = future.result()  # It is being committed.
-            if rows is not self.LEAD:
-                return rows
-            future = Future()
-        self._lead((future, sql, params), deadline)
-        return future.result()
+            is_leader = not self._has_leader
+            if is_leader:
+                self._has_leader = True
+            else:
+                self._waiting.append(write)
 
-    def _lead(self, own, deadline):
-        own[0].set_running_or_notify_cancel()
+        if not is_leader:
+            rows = self._wait_for(write)
+            if rows is not Write.PROMOTED:
+                return rows
+            write.outcome = Future()
+
+        self._lead(write)
+        return write.outcome.result()
+
+    def _wait_for(self, write):
+        """Return the outcome of a write, or give it up if it waits for too long."""
+        timeout = TIMEOUT if len(self._waiting) <= CROWD else CROWD_TIMEOUT
+        try:
+            return write.outcome.result(timeout)
+        except TimeoutError:
+            if write.outcome.cancel():
+                raise OperationalError(f"database is locked, for {timeout} s") from None
+        return write.outcome.result()  # A leader has claimed it and is committing it.
+
+    def _lead(self, own):
+        """Commit the leader's own write and all that wait, then promote the next."""
+        own.claim()
         group = [own]
         try:
-            self._begin(deadline)
-            group += self._take()
+            self._begin(own.deadline)
+            group.extend(self._claim_waiting())
             self._commit(group)
         except BaseException as error:
-            for future, _, _ in group:
-                if not future.done():
-                    future.set_exception(error)
-            self._writer.close()
+            for write in group:
+                if not write.outcome.done():
+                    write.outcome.set_exception(error)
+            self._writer.close()  # This ends its transaction.
         finally:
-            with self._lock:
-                heir, _, _ = next(self._take(), (None, None, None))
-                self._led = heir is not None
-            if heir:
-                heir.set_result(self.LEAD)
+            self._promote_next()
 
-    def _take(self):
-        """Yield the writes that wait, without those that were given up."""
+    def _promote_next(self):
+        with self._lock:
+            following = next(self._claim_waiting(), None)
+            self._has_leader = following is not None
+        if following is not None:
+            following.outcome.set_result(Write.PROMOTED)
+
+    def _claim_waiting(self):
+        """Yield the writes that wait, oldest first, but none that was given up."""
         while self._waiting:
-            waiting = self._waiting.pop(0)
-            if waiting[0].set_running_or_notify_cancel():
-                yield waiting
+            write = self._waiting.popleft()
+            if write.claim():
+                yield write
 
     def _begin(self, deadline):
         """Take the write lock. Nothing has been run yet, so this may be tried again."""
         while True:
             try:
-                self._check_file()  # To connect would already write the log into another file.
+                # Before connecting, which would write a log into another file.
+                self._check_file()
                 self._writer.connect(reuse_if_open=True)
-                return self._writer.execute_sql("BEGIN IMMEDIATE")
+                self._writer.execute_sql("BEGIN IMMEDIATE")
+                return
             except OperationalError as error:
-                if "database is locked" not in str(error) or time.monotonic() > deadline:
+                is_locked = "database is locked" in str(error)
+                if not is_locked or time.monotonic() > deadline:
                     raise
             time.sleep(POLL)
 
     def _commit(self, group):
-        """Run the statements and commit; one that fails does so alone.
+        """Run the statements and commit them. A statement that fails does so alone.
 
-        What ends the transaction fails all of them (sqlite.org/lang_transaction.html, 3.1).
+        What ends the transaction fails all (sqlite.org/lang_transaction.html, 3.1).
         """
-        connection, done = self._writer.connection(), []
-        for future, sql, params in group:
+        written = []
+        for write in group:
             try:
-                with peewee.__exception_wrapper__:
-                    done.append((future, rows_of(connection.execute(sql, params))))
+                rows = rows_of(self._writer.execute_sql(write.sql, write.params))
             except Exception as error:
-                if not connection.in_transaction:
+                if not self._writer.connection().in_transaction:
                     raise
-                future.set_exception(error)
+                write.outcome.set_exception(error)
+            else:
+                written.append((write, rows))
+
         self._check_file()
-        with peewee.__exception_wrapper__:
-            connection.execute("COMMIT")
+        self._writer.execute_sql("COMMIT")
         self._check_file()
-        if len(done) < len(group):
-            self._writer.close()  # One that was opened while the file was read-only stays so.
-        for future, rows in done:
-            future.set_result(rows)
+
+        if len(written) < len(group):
+            # A connection that was opened while the file was read-only stays read-only.
+            self._writer.close()
+        for write, rows in written:
+            write.outcome.set_result(rows)
+
+    def _check_file(self):
+        """Raise OperationalError unless the path still names the file of the start."""
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            found = None
+        if found is None or not os.path.samestat(found, self._file):
+            raise OperationalError(
+                f"{self.path} was deleted or replaced: put it back or restart"
+            )
 
 
-def keep_versions(table, versions, columns, watched):
-    """Have a trigger copy some columns of a row into `versions` when one of `watched` changes.
+# --- PostgreSQL -----------------------------------------------------------------------
 
-    A change that does not set `version`, as one by hand, is given the next version, the time and
-    no name.
-    """
-    kept, old = ", ".join(columns), ", ".join(f"OLD.{name}" for name in columns)
-    insert = f"INSERT INTO {versions} ({table}_id, {kept}) VALUES (OLD.id, {old})"
-    update = f"UPDATE OF {', '.join(watched)} ON {table}"
-    sqlite = (
-        f"CREATE TRIGGER IF NOT EXISTS {versions}_kept AFTER {update} BEGIN {insert}; "
-        f"UPDATE {table} SET version = OLD.version + 1, updated_at = {NOW.sqlite}, "
-        "updated_by = NULL WHERE id = OLD.id AND NEW.version = OLD.version; END"
-    )
-    postgresql = (
-        f"DO $do$ BEGIN IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgname = '{versions}_kept' "
-        f"AND tgrelid = '{table}'::regclass) THEN CREATE OR REPLACE FUNCTION {versions}_kept() "
-        f"RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {insert}; IF NEW.version = OLD.version THEN "
-        f"NEW.version := OLD.version + 1; NEW.updated_at := {NOW.postgresql}; "
-        f"NEW.updated_by := NULL; END IF; RETURN NEW; END $$; CREATE TRIGGER {versions}_kept "
-        f"BEFORE {update} FOR EACH ROW EXECUTE FUNCTION {versions}_kept(); END IF; END $do$"
-    )
-    database.execute(Dialect(sqlite, postgresql))
+PSYCOPG = "psycopg[binary]==3.3.9"
+# Whatever the defaults of the server are, an acknowledged write is on disk, and an
+# UPDATE that waited sees the row as it has become. A locked row holds a connection for
+# no more than a second.
+SESSION = (
+    f"-c statement_timeout={TIMEOUT}s -c lock_timeout=1s "
+    r"-c synchronous_commit=on -c default_transaction_isolation=read\ committed"
+)
+SERVER_TIMEOUTS = {
+    "connect_timeout": 3,  # seconds
+    "keepalives_idle": 60,  # seconds
+    "tcp_user_timeout": 10_000,  # milliseconds
+}
+POOL_TIMEOUT = 2  # seconds, the longest that a request waits for a connection
+RETRY_TIME = 1  # seconds, after a connection could not be made
 
 
 def is_readable(file, seconds):
-    """Whether there is something to read from a socket, or will be within so many seconds."""
+    """Return whether a socket has something to read, now or within so many seconds."""
     poll = select.poll()
     poll.register(file, select.POLLIN)
     return bool(poll.poll(seconds * 1000))
 
 
-class PooledDatabase(peewee.PostgresqlDatabase):
-    """PostgreSQL, with a pool whose waits are bounded, also where the server is silent.
+class PostgresqlBackend:
+    """PostgreSQL, with a pool whose waits are bounded, also while the server is silent.
 
-    Peewee's own pool connects one thread at a time, under a lock that returning a connection
-    needs too.
+    Peewee's own pool makes one connection at a time, under a lock that returning a
+    connection needs too.
     """
 
-    def __init__(self, size, options="", **parameters):
-        session = {"options": f"{options} {SESSION}", "encoding": "utf8", "prefer_psycopg3": True}
-        super().__init__(**SERVER_TIMEOUTS | parameters | session)
-        self._idle, self._open = LifoQueue(), set()
+    strict_tables = False  # All of its tables are.
+
+    def __init__(self, size, database, options="", **parameters):
+        self.database = peewee.PostgresqlDatabase(
+            database,
+            encoding="utf8",
+            prefer_psycopg3=True,
+            options=f"{options} {SESSION}",
+            **{**SERVER_TIMEOUTS, **parameters},
+        )
+        self.name = database
+        self.host = parameters.get("host")
+        # A slot is an idle connection, or None: room for a new one.
+        self._slots = LifoQueue()
+        self._open = set()
         for _ in range(size):
-            self._idle.put(None)  # Room for a connection.
+            self._slots.put(None)
 
     def prepare(self, create):
-        """Call `create` in a transaction, one service at a time."""
-        with self.connection_context(), self.atomic():
-            if self.execute_sql("SHOW server_encoding").fetchone() != ("UTF8",):
+        """Call `create` in a transaction, one service at a time. Return False."""
+        with self.database.connection_context(), self.database.atomic():
+            execute = self.database.execute_sql
+            if execute("SHOW server_encoding").fetchone() != ("UTF8",):
                 raise ValueError("its encoding must be UTF8")
-            # CREATE … IF NOT EXISTS fails where another is just being committed, and an index of a
-            # large table takes time. But other sessions queue behind an ALTER TABLE that waits.
-            self.execute_sql("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
-            self.execute_sql("SELECT pg_advisory_xact_lock(8237); SET LOCAL lock_timeout = '1s'")
+
+            # CREATE … IF NOT EXISTS fails while another service commits the same, and
+            # an index of a large table takes time: wait for both. But other sessions
+            # queue behind an ALTER TABLE that waits.
+            execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
+            execute("SELECT pg_advisory_xact_lock(8237)")
+            execute("SET LOCAL lock_timeout = '1s'")
             create()
+        return False
+
+    def close(self):
+        """Close the connections of this process."""
+        self.database.close()
+        for connection in list(self._open):
+            self._discard(connection)
 
     def read(self, query):
         """Return the rows of a SELECT."""
@@ -269,8 +389,8 @@ class PooledDatabase(peewee.PostgresqlDatabase):
     def write(self, sql, params):
         """Run a statement once, and return its rows when they are on disk.
 
-        COMMIT is sent when the statement has been answered. A server that was silent and goes
-        on runs what it has received, behind newer writes, but finds no COMMIT.
+        COMMIT is sent when the statement has been answered. A server that was silent
+        and goes on runs what it has received, behind newer writes, but finds no COMMIT.
         """
         with self._connected() as connection:
             with connection.pipeline():
@@ -282,65 +402,95 @@ class PooledDatabase(peewee.PostgresqlDatabase):
 
     @contextmanager
     def _connected(self):
+        """Give a connection that no other thread uses meanwhile."""
         connection = self._take(time.monotonic() + POOL_TIMEOUT)
         try:
-            with peewee.__exception_wrapper__:
-                yield connection
+            yield connection
         except BaseException:
-            self._open.remove(connection)
-            connection.close()
-            connection = None
+            self._discard(connection)
+            self._slots.put(None)
             raise
-        finally:
-            self._idle.put(connection)
+        self._slots.put(connection)
 
     def _take(self, deadline):
-        """Return an idle connection, or a new one where there is room for it."""
+        """Return an idle connection, or a new one if there is room for it."""
         while True:
             try:
-                connection = self._idle.get(timeout=max(0, deadline - time.monotonic()))
+                idle = self._slots.get(timeout=max(0, deadline - time.monotonic()))
             except Empty:
                 raise OperationalError("no connection was free in time") from None
+
+            if idle is not None:
+                # A server sends nothing to an idle connection, unless it closes it.
+                if not is_readable(idle, 0):
+                    return idle
+                self._discard(idle)
+
             try:
-                # An idle connection has nothing to be read, unless the server has closed it.
-                if connection and not is_readable(connection, 0):
-                    return connection
-                self._open.discard(connection)
-                with peewee.__exception_wrapper__:
-                    connection = self._connect()
+                return self._connect()
             except Exception:
-                threading.Timer(1, self._idle.put, [None]).start()
-                if not self._open:  # Otherwise the request waits for one that is open.
+                threading.Timer(RETRY_TIME, self._slots.put, [None]).start()
+                if not self._open:
                     raise
-                continue
-            # The server's own timeout says nothing when the server is silent.
-            connection.wait = partial(connection.wait, timeout=TIMEOUT + 1)
-            self._open.add(connection)
-            return connection
+                # Wait for one of those that are open.
+
+    def _connect(self):
+        parameters = self.database.connect_params
+        connection = psycopg.connect(
+            dbname=self.database.database,
+            client_encoding="utf8",
+            autocommit=True,
+            **parameters,
+        )
+        # The server's own timeout says nothing while the server is silent.
+        connection.wait = partial(connection.wait, timeout=TIMEOUT + 1)
+        self._open.add(connection)
+        return connection
+
+    def _discard(self, connection):
+        self._open.discard(connection)
+        connection.close()
+
+
+# --- Either of them -------------------------------------------------------------------
 
 
 def open_database(url, pool_size, create):
-    """Make `database` the one that `url` names, and call `create` in a transaction of it.
+    """Open the database that `url` names, and call `create` in a transaction of it.
 
-    To be called once, before there are worker processes: no connection may cross a fork.
-    Raises ValueError with a sentence for the operator, in which no password stands.
+    To be called once, before there are worker processes: no connection may cross a
+    fork. Return whether a new file was made. Raise ValueError with a sentence for the
+    operator, which does not contain the password.
     """
+    found = _backend_of(url, pool_size)
+    database.initialize(found.database)
+    backend.initialize(found)
+    try:
+        return found.prepare(create)
+    except (peewee.PeeweeException, OSError, TypeError, ValueError) as error:
+        sentence = " ".join(str(error).split())
+        raise ValueError(f"cannot be used: {sentence}") from error
+
+
+def _backend_of(url, pool_size):
+    """Return the backend for a URL, or raise ValueError with a sentence."""
     if url.startswith("sqlite") and sqlite3.sqlite_version_info < (3, 35, 0):
-        raise ValueError(f"needs SQLite 3.35 or newer, this Python has {sqlite3.sqlite_version}")
-    found = None
-    with suppress(ValueError, TypeError):  # Their text may hold a part of the password.
+        version = sqlite3.sqlite_version
+        raise ValueError(f"needs SQLite 3.35 or newer, this Python has {version}")
+
+    try:
         parts = urlsplit(url)
         path = parts.path.removeprefix("/")
-        if parts.scheme == "sqlite" and url == f"sqlite:///{path}" and path not in ("", ":memory:"):
-            found = GroupCommitDatabase(path)
-        elif parts.scheme in ("postgres", "postgresql") and parts.hostname is not None and path:
-            found = PooledDatabase(pool_size, **db_url.parse(url, True, True))
-    if not found:
-        raise ValueError(URL_ADVICE)
-    if isinstance(found, PooledDatabase) and not peewee.psycopg:
+        is_file = url == f"sqlite:///{path}" and path not in ("", ":memory:")
+        is_server = parts.scheme in ("postgres", "postgresql")
+        has_server = is_server and parts.hostname is not None and path
+        if is_file:
+            return SqliteBackend(path)
+        if has_server and psycopg is not None:
+            return PostgresqlBackend(pool_size, **db_url.parse(url, True, True))
+    except (ValueError, TypeError):  # Their text may hold a part of the password.
+        raise ValueError(URL_ADVICE) from None
+
+    if has_server:
         raise ValueError(f"needs a driver, add it with: pip install '{PSYCOPG}'")
-    database.initialize(found)
-    try:
-        found.prepare(create)
-    except (peewee.PeeweeException, OSError, TypeError, ValueError) as error:
-        raise ValueError(f"cannot be used: {' '.join(str(error).split())}") from error
+    raise ValueError(URL_ADVICE)

@@ -1,23 +1,18 @@
-"""The ticket: its table, and the verbs that change or find one."""
+"""The ticket: its tables, and the verbs that change or find one."""
 
 import functools
 
 import peewee
 from peewee import SQL, Check, Model, TextField
-from playhouse.migrate import SchemaMigrator, migrate
 
-from database import AUTOINCREMENT, DEFAULT_NOW, NOW, database, keep_versions, open_database
+from database import AUTOINCREMENT, DEFAULT_NOW, NOW, backend, database, open_database
+from upgrade import Trigger, bring_up_to_date
 
 STATUSES = ("ai_resolved", "pending_agent", "closed")
-DESCRIPTION_MAX = 10_000  # characters, as the other two
+DESCRIPTION_MAX = 10_000  # characters, like the next two
 CATEGORY_MAX = 100
 RESPONSE_MAX = 50_000
 CONFIDENCE_THRESHOLD = 0.7
-# A change of one of these is a new version of the ticket.
-WATCHED = (
-    *("user_description", "category", "ai_suggested_response"),
-    *("confidence_score", "status", "created_at"),
-)
 ID_MAX = 2**63 - 1
 CHUNK = 50  # rows read at a time: a page of large tickets ends long before its limit
 
@@ -27,17 +22,20 @@ def _length(column, maximum):
 
 
 def _timestamp(column):
-    return TextField(constraints=[DEFAULT_NOW, Check(f"{column} LIKE '____-__-__T__:__:__.___Z'")])
+    has_format = Check(f"{column} LIKE '____-__-__T__:__:__.___Z'")
+    return TextField(constraints=[DEFAULT_NOW, has_format])
 
 
 class Ticket(Model):
     """A support ticket: what the classifier said of it and what people made of it.
 
-    `version` counts the writes of the row and is its entity tag; it is never shown in a body.
+    `version` counts the writes of the row and is its entity tag; no body shows it.
     """
 
     id = peewee.BigAutoField(constraints=[AUTOINCREMENT])
-    user_description = TextField(constraints=[_length("user_description", DESCRIPTION_MAX)])
+    user_description = TextField(
+        constraints=[_length("user_description", DESCRIPTION_MAX)]
+    )
     category = TextField(null=True, constraints=[_length("category", CATEGORY_MAX)])
     ai_suggested_response = TextField(
         null=True, constraints=[_length("ai_suggested_response", RESPONSE_MAX)]
@@ -48,7 +46,9 @@ class Ticket(Model):
     status = TextField(constraints=[Check(f"status IN {STATUSES}")])
     created_at = _timestamp("created_at")
     updated_at = _timestamp("updated_at")
-    version = peewee.BigIntegerField(constraints=[SQL("DEFAULT 1"), Check("version > 0")])
+    version = peewee.BigIntegerField(
+        constraints=[SQL("DEFAULT 1"), Check("version > 0")]
+    )
     updated_by = TextField(null=True)
     idempotency_key = TextField(null=True, unique=True)
 
@@ -59,73 +59,98 @@ class Ticket(Model):
 
     @classmethod
     def patch(cls, ticket_id, changes, caller=None, match=None, none_match=None):
-        """Write `changes` (a dict of columns) to one ticket and return it as a dict, or None.
+        """Write `changes` (a dict of columns) to one ticket and return it as a dict.
 
-        `caller` is the name of whoever asks, or None. The version of the ticket must be one of
-        `match` and none of `none_match`: lists of int, "*" for any version, None for no
-        condition. None is returned where no row was written.
+        `caller` is the name of whoever asks, or None. The version of the ticket must be
+        one of `match` and none of `none_match`: lists of int, "*" for any version, None
+        for no condition. Return None if no row was written.
         """
-        if ticket_id > ID_MAX:
+        nothing_matches = match == [] or none_match == "*"
+        if ticket_id > ID_MAX or nothing_matches:
             return None
-        if none_match == "*":
-            match, none_match = [], None
-        changes = {**changes, "updated_by": caller}
-        columns = tuple(name for name in cls._meta.sorted_field_names if name in changes)
-        counts = [None if each in (None, "*") else len(each) for each in (match, none_match)]
-        sql = _patch_sql(database.obj, columns, *counts)
-        tags = [*(match if counts[0] else ()), *(none_match or ())]
-        return _first(database.write(sql, [*(changes[name] for name in columns), ticket_id, *tags]))
+        if match is None or match == "*":
+            match = []  # From here on: no condition.
+        if none_match is None:
+            none_match = []
+
+        values = {**changes, "updated_by": caller}
+        columns = tuple(name for name in cls._meta.sorted_field_names if name in values)
+        sql = _patch_sql(database.obj, columns, len(match), len(none_match))
+        params = [values[name] for name in columns] + [ticket_id] + match + none_match
+        return _first(backend.write(sql, params))
 
     @classmethod
     def add(cls, values, caller=None, key=None):
-        """Insert a ticket, its status decided by its confidence, and return it as a dict.
+        """Insert a ticket, its status decided by its confidence; return it as a dict.
 
-        None is returned, and nothing inserted, where there is a ticket with this idempotency key.
+        If there is a ticket with this idempotency key, insert nothing and return None.
         """
         confidence = values.get("confidence_score") or 0
-        status = "ai_resolved" if confidence >= CONFIDENCE_THRESHOLD else "pending_agent"
-        query = cls.insert(**values, status=status, updated_by=caller, idempotency_key=key)
-        query = query.on_conflict(action="NOTHING", conflict_target=[cls.idempotency_key])
-        return _first(database.write(*query.returning(*cls._meta.sorted_fields).sql()))
+        is_resolved = confidence >= CONFIDENCE_THRESHOLD
+        query = (
+            cls.insert(
+                **values,
+                status="ai_resolved" if is_resolved else "pending_agent",
+                updated_by=caller,
+                idempotency_key=key,
+            )
+            .on_conflict(action="NOTHING", conflict_target=[cls.idempotency_key])
+            .returning(*cls._meta.sorted_fields)
+        )
+        return _first(backend.write(*query.sql()))
 
     @classmethod
     def find(cls, ticket_id):
         """Return one ticket as a dict, or None."""
         if ticket_id > ID_MAX:
             return None
-        return _first(database.read(cls.select().where(cls.id == ticket_id)))
+        return _first(backend.read(cls.select().where(cls.id == ticket_id)))
 
     @classmethod
     def find_by_key(cls, key):
-        """Return the ticket that was filed with this idempotency key as a dict, or None."""
-        return _first(database.read(cls.select().where(cls.idempotency_key == key)))
+        """Return the ticket filed with this idempotency key as a dict, or None."""
+        return _first(backend.read(cls.select().where(cls.idempotency_key == key)))
 
     @classmethod
     def page(cls, limit, status=None, before=None, after=None):
-        """Yield tickets as dicts, newest first below `before`, or oldest first above `after`.
+        """Yield tickets as dicts.
 
-        They are read CHUNK by CHUNK, at most one more than `limit`, to know whether more follow.
+        They come newest first below `before`, or oldest first above `after`.
+        At most one more than `limit` is read, to know whether more follow.
         """
-        query = cls.select() if status is None else cls.select().where(cls.status == status)
-        return _walk(query.limit(min(limit + 1, CHUNK)), cls.id, before, after)
+        query = cls.select()
+        if status is not None:
+            query = query.where(cls.status == status)
+        return _walk(query, cls.id, limit, before, after)
 
     @classmethod
     def history(cls, ticket, limit, before=None):
-        """Yield the versions of a ticket (a dict) below `before`, newest first, as dicts."""
+        """Yield the versions of a ticket (a dict), newest first, below `before`.
+
+        At most one more than `limit` is read, to know whether more follow.
+        """
         if before is None or ticket["version"] < before:
             yield ticket
             before = ticket["version"]
-        query = TicketVersion.select().where(TicketVersion.ticket_id == ticket["id"])
-        yield from _walk(query.limit(min(limit + 1, CHUNK)), TicketVersion.version, before)
+        query = TicketVersion.select().where(
+            TicketVersion.ticket_id == ticket["id"],
+            TicketVersion.version > 0,
+        )
+        yield from _walk(query, TicketVersion.version, limit, before)
 
     @classmethod
     def clock(cls):
         """Return the database's time as a timestamp, having read the table."""
-        return database.read(cls.select(NOW.alias("now"), peewee.fn.MAX(cls.id)))[0]["now"]
+        query = cls.select(NOW.alias("now"), peewee.fn.MAX(cls.id))
+        return backend.read(query)[0]["now"]
 
 
 class TicketVersion(Model):
-    """What a ticket was before it was written to; a trigger fills the table, nothing changes it."""
+    """What a ticket was before a write; triggers fill the table.
+
+    A column that it shares with Ticket is part of the history. A ticket that is gone
+    has left one row without any text, with version 0.
+    """
 
     id = peewee.BigAutoField()
     ticket_id = peewee.BigIntegerField()
@@ -142,56 +167,130 @@ class TicketVersion(Model):
         indexes = ((("ticket_id", "version"), False),)
 
 
+MODELS = (Ticket, TicketVersion)
+
+_OWN_COLUMNS = ("id", "ticket_id")
+_KEPT = [name for name in TicketVersion._meta.columns if name not in _OWN_COLUMNS]
+_KEEP_OLD_ROW = f"""
+        INSERT INTO ticket_version (ticket_id, {", ".join(_KEPT)})
+        VALUES (OLD.id, {", ".join(f"OLD.{name}" for name in _KEPT)});
+"""
+# What changes a row past the service does not set `version`: the row is given the next
+# one, the time, and no name.
+KEEP_VERSION = Trigger(
+    name="ticket_version_kept",
+    table="ticket",
+    sqlite=f"""\
+CREATE TRIGGER ticket_version_kept
+AFTER UPDATE ON ticket
+BEGIN
+    {_KEEP_OLD_ROW.strip()}
+    UPDATE ticket
+    SET version = OLD.version + 1, updated_at = {NOW.sqlite}, updated_by = NULL
+    WHERE id = NEW.id AND NEW.version = OLD.version;
+END""",
+    postgresql="""\
+CREATE TRIGGER ticket_version_kept
+BEFORE UPDATE ON ticket
+FOR EACH ROW EXECUTE FUNCTION ticket_version_kept()""",
+    function=f"""
+BEGIN
+    {_KEEP_OLD_ROW.strip()}
+    IF NEW.version = OLD.version THEN
+        NEW.version := OLD.version + 1;
+        NEW.updated_at := {NOW.postgresql};
+        NEW.updated_by := NULL;
+    END IF;
+    RETURN NEW;
+END
+""",
+)
+_LEAVE_MARK = """
+    INSERT INTO ticket_version (ticket_id, version, status, updated_at)
+    VALUES (OLD.id, 0, 'deleted', {now});
+    DELETE FROM ticket_version WHERE ticket_id = OLD.id AND version > 0;
+"""
+# First the new row, then the others go: their ids are not given out again.
+LEAVE_MARK = Trigger(
+    name="ticket_deleted",
+    table="ticket",
+    sqlite=f"""\
+CREATE TRIGGER ticket_deleted
+AFTER DELETE ON ticket
+BEGIN
+    {_LEAVE_MARK.strip().format(now=NOW.sqlite)}
+END""",
+    postgresql="""\
+CREATE TRIGGER ticket_deleted
+AFTER DELETE ON ticket
+FOR EACH ROW EXECUTE FUNCTION ticket_deleted()""",
+    function=f"""
+BEGIN
+    {_LEAVE_MARK.strip().format(now=NOW.postgresql)}
+    RETURN NULL;
+END
+""",
+)
+TRIGGERS = (KEEP_VERSION, LEAVE_MARK)
+
+
 def _first(rows):
     return rows[0] if rows else None
 
 
-def _walk(query, column, before, after=None):
-    """Yield the rows of a query in the order of a column, reading its LIMIT of them at a time."""
-    bound, order = (before, column.desc()) if after is None else (after, column.asc())
-    query = query.order_by(order)
+def _walk(query, column, limit, before=None, after=None):
+    """Yield rows by a column, a chunk at a time: up from `after`, else down."""
+    is_ascending = after is not None
+    bound = after if is_ascending else before
+    query = query.order_by(column.asc() if is_ascending else column.desc())
+    size = min(limit + 1, CHUNK)
+
     while True:
-        beyond = column < bound if after is None else column > bound
-        rows = database.read(query if bound is None else query.where(beyond))
+        chunk = query.limit(size)
+        if bound is not None:
+            chunk = chunk.where(column > bound if is_ascending else column < bound)
+        rows = backend.read(chunk)
         yield from rows
-        if len(rows) < query._limit:
+        if len(rows) < size:
             return
         bound = rows[-1][column.name]
 
 
 @functools.lru_cache(maxsize=256)
-def _patch_sql(dialect, columns, match_count, none_match_count):
-    """Return the text of the UPDATE of a PATCH of these columns.
+def _patch_sql(database, columns, match_count, none_match_count):
+    """Return the text of the UPDATE for a PATCH of these columns in this database.
 
-    Peewee takes longer to build it than SQLite to run it. Its parameters are the values in the
-    order of `columns`, which is the model's, then the id, then the versions.
+    It is cached, because Peewee takes longer to build it than SQLite to run it. The
+    values that Peewee is given here are placeholders: Ticket.patch() passes the real
+    ones in the same order, which is the columns in the order of the model, the id, the
+    versions to match, those not to match.
     """
+    assignments = dict.fromkeys(columns, "")
     condition = Ticket.id == 0
-    if match_count is not None:
+    if match_count > 0:
         condition &= Ticket.version.in_([0] * match_count)
-    if none_match_count:
+    if none_match_count > 0:
         condition &= Ticket.version.not_in([0] * none_match_count)
-    changes = dict.fromkeys(columns, "")
-    query = Ticket.update(**changes, updated_at=NOW, version=SQL("version + 1"))
-    return query.where(condition).returning(*Ticket._meta.sorted_fields).sql()[0]
+
+    query = (
+        Ticket.update(**assignments, updated_at=NOW, version=SQL("version + 1"))
+        .where(condition)
+        .returning(*Ticket._meta.sorted_fields)
+    )
+    sql, _ = query.sql()
+    return sql
 
 
 def prepare(url, pool_size):
-    """Open the database that `url` names, and create in it what is missing."""
-    open_database(url, pool_size, _create)
+    """Open the database that `url` names, and make it like a new one.
+
+    Return whether a new file was made. Raise ValueError with a sentence for the
+    operator.
+    """
+    return open_database(url, pool_size, _create)
 
 
 def _create():
-    """Create what is missing in a new database, or in one of an older version."""
-    migrator = SchemaMigrator.from_database(database)
-    for meta in (Ticket._meta, TicketVersion._meta):
-        table, meta.strict_tables = meta.table_name, getattr(database.obj, "strict_tables", False)
-        if database.table_exists(table):
-            present = {column.name for column in database.get_columns(table)}
-            missing = [field for field in meta.sorted_fields if field.name not in present]
-            migrate(*(migrator.add_column(table, field.name, field) for field in missing))
-        # PostgreSQL's CREATE INDEX IF NOT EXISTS waits for whoever writes to the table.
-        indexes = {index.name for index in database.get_indexes(table)}
-        if not {index._name for index in meta.fields_to_index()} <= indexes:
-            database.create_tables([meta.model])
-    keep_versions("ticket", "ticket_version", TicketVersion._meta.sorted_field_names[2:], WATCHED)
+    for model in MODELS:
+        model._meta.strict_tables = backend.strict_tables
+    bring_up_to_date(MODELS, TRIGGERS)

@@ -28,11 +28,12 @@ class JSONNumber(fields.Float):
     def _deserialize(self, value, attr, data, **kwargs):
         if type(value) not in (int, float):
             raise self.make_error("invalid")
-        return super()._deserialize(value, attr, data, **kwargs) + 0.0  # -0.0 becomes 0.0.
+        number = super()._deserialize(value, attr, data, **kwargs)
+        return number + 0.0  # -0.0 becomes 0.0.
 
 
 class DecimalInteger(fields.Integer):
-    """A query parameter of ASCII digits; Integer itself also takes "+1", " 1" and "1_0"."""
+    """A query parameter of ASCII digits; Integer also takes "+1", " 1" and "1_0"."""
 
     def _deserialize(self, value, attr, data, **kwargs):
         if not isinstance(value, str) or not re.fullmatch("[0-9]{1,19}", value):
@@ -61,7 +62,9 @@ class TicketSchema(Schema):
     user_description = text(DESCRIPTION_MAX, required=True)
     category = text(CATEGORY_MAX, allow_none=True)
     ai_suggested_response = text(RESPONSE_MAX, allow_none=True)
-    confidence_score = JSONNumber(validate=Range(0, 1), allow_nan=False, allow_none=True)
+    confidence_score = JSONNumber(
+        validate=Range(0, 1), allow_nan=False, allow_none=True
+    )
     status = fields.String(dump_only=True, validate=OneOf(STATUSES))
     created_at = fields.String(dump_only=True)
     updated_at = fields.String(dump_only=True)

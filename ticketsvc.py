@@ -1,7 +1,8 @@
 """ticketsvc: PATCH /api/v1/tickets/{id} writes exactly the fields in the body.
 
-The wire contract is in openapi.json; models.py holds the table, schemas.py the validation, and
-database.py how a statement reaches the disk.
+The wire contract is in openapi.json; models.py holds the tables, schemas.py the
+validation, database.py how a statement reaches the disk, and upgrade.py how a start
+brings an old database up to date.
 """
 
 import hmac
@@ -43,26 +44,12 @@ ERROR_MESSAGES = {
     413: "Request body is larger than 1 MiB",
     500: "Internal server error",
 }
-ERROR_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 415: {"Accept-Patch": ACCEPT_PATCH}}
+ERROR_HEADERS = {
+    401: {"WWW-Authenticate": "Bearer"},
+    415: {"Accept-Patch": ACCEPT_PATCH},
+}
 TICKET_NOT_FOUND = "Ticket not found"
 TICKET_CHANGED = "Ticket has changed since it was read"
-LEVELS = ("debug", "info", "warning", "error", "critical")
-# A name is what the log and the history show of a token (RFC 6750, section 2.1: b64token).
-TOKEN = r" *(?:[A-Za-z0-9._-]+:)?[A-Za-z0-9._~+/-]+=* *"
-# Each variable with its default, what its value must match, and how that is said.
-SETTINGS = {
-    "DATABASE_URL": ("sqlite:///tickets.db", ".+", "a URL, as in sqlite:///tickets.db"),
-    "TICKETSVC_MISSING_STATUS": ("500", "404|500", "404 or 500"),
-    "TICKETSVC_LOG_LEVEL": ("info", f"(?i:{'|'.join(LEVELS)})", f"one of {', '.join(LEVELS)}"),
-    "TICKETSVC_POOL_SIZE": ("8", "[1-9][0-9]?", "1 to 99 connections"),
-    "TICKETSVC_TOKENS": (
-        None,
-        f"{TOKEN}(?:,{TOKEN})*",
-        "tokens of A-Z a-z 0-9 - . _ ~ + / or name:token, separated by single commas",
-    ),
-    "WEB_CONCURRENCY": ("2", "[1-9][0-9]{0,2}", "1 to 999 worker processes"),
-}
-
 bp = Blueprint("api", __name__, url_prefix="/api")
 
 
@@ -71,8 +58,8 @@ def _refuse_constant(name):
 
 
 encode = json.JSONEncoder(ensure_ascii=False).encode
-# Every number becomes a float, which also spares unknown keys Python's limit
-# on the digits of an integer.
+# Every number becomes a float, so that Python's limit on the digits of an integer does
+# not apply to unknown keys.
 decode = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=float).decode
 
 
@@ -86,32 +73,43 @@ def json_response(body, status=200, headers=None):
     return JSONResponse(f"{encode(body)}\n", status, headers)
 
 
-def ticket_response(ticket, status=200, headers=()):
+def ticket_response(ticket, status=200, headers=None):
     """Answer with one ticket and its strong ETag (RFC 9110, section 8.8.3)."""
-    headers = [*headers, ("ETag", f'"{ticket["version"]}"')]
-    return json_response(schemas.ticket_schema.dump(ticket), status, headers)
+    response = json_response(schemas.ticket_schema.dump(ticket), status, headers)
+    response.set_etag(str(ticket["version"]))
+    return response
 
 
 def page_response(rows, schema, query, bound, key):
-    """Answer with `rows`, as many as the query and MAX_PAGE allow, and a link to the next page.
+    """Answer with `rows` up to the limit and MAX_PAGE, and a link to the rest.
 
-    That page begins where the query parameter `bound` names the `key` of the last row.
+    The next page begins after the last row of this one: its `key` is the value of the
+    query parameter `bound`.
     """
-    parts, size, last, link = [], 0, None, {}
+    parts = []
+    size = 0  # bytes
+    last = None
+    has_more = False
     for row in rows:
         part = encode(schema.dump(row)).encode()
         size += len(part)
-        if len(parts) == query["limit"] or (parts and size > MAX_PAGE):
-            path = url_for(request.endpoint, **request.view_args, **{**query, bound: last[key]})
-            link = {"Link": f'<{path}>; rel="next"'}
+        is_full = len(parts) == query["limit"] or size > MAX_PAGE
+        if parts and is_full:
+            has_more = True
             break
         parts.append(part)
         last = row
-    return JSONResponse(b"[" + b", ".join(parts) + b"]\n", headers=link)
+
+    response = JSONResponse(b"[" + b", ".join(parts) + b"]\n")
+    if has_more:
+        following = {**query, bound: last[key]}
+        path = url_for(request.endpoint, **request.view_args, **following)
+        response.headers["Link"] = f'<{path}>; rel="next"'
+    return response
 
 
-def load_body():
-    """Return the JSON object in the body, {} where there is none, or abort with 413, 415 or 400."""
+def read_body():
+    """Return the bytes of the body, or abort with 413, 408 or 400."""
     length = request.content_length or 0
     if length > MAX_BODY:
         abort(413)
@@ -120,15 +118,25 @@ def load_body():
         data = request.stream.read(MAX_BODY + 1)
     except TimeoutError:
         abort(408, "Request body did not arrive in time")
-    except Exception:  # A client that went away, or a malformed chunk: each server has its own.
+    except Exception:
+        # A client that went away, or a malformed chunk: each server has its own type.
         abort(400, "Request body could not be read")
     if len(data) > MAX_BODY:
         abort(413)
-    if not data and not length:
+    return data
+
+
+def load_body():
+    """Return the JSON object in the body, {} without a body, or abort."""
+    data = read_body()
+    length = request.content_length or 0
+    if not data and length == 0:
         return {}
     if not request.is_json:
-        came = f"not {request.mimetype[:100]}" if request.mimetype else "and none was sent"
-        abort(415, f"Content-Type must be application/json or application/*+json, {came}")
+        sentence = "Content-Type must be application/json or application/*+json, "
+        if request.mimetype:
+            abort(415, f"{sentence}not {request.mimetype[:100]}")
+        abort(415, f"{sentence}and none was sent")
     if len(data) < length:
         abort(400, "Request body is shorter than its Content-Length")
     try:
@@ -142,29 +150,50 @@ def load_body():
 
 def load_query(schema):
     """Return the query as the schema loads it."""
-    # A parameter given twice stays a list, which no field takes.
-    return schema.load(
-        {name: each[0] if len(each) == 1 else each for name, each in request.args.lists()}
-    )
+    query = {}
+    for name, values in request.args.lists():
+        # A parameter given twice stays a list, which no field takes.
+        query[name] = values[0] if len(values) == 1 else values
+    return schema.load(query)
 
 
 def versions_in(name, weak):
     """Return the versions that a conditional header names (RFC 9110, section 13.1).
 
-    None stands for no header and "*" for itself; `weak` takes weak tags for what they tag.
+    Return None without the header, and "*" for any version. With `weak`, weak tags
+    count like strong ones (weak comparison, RFC 9110, section 8.8.3.2).
     """
     value = request.headers.get(name)
-    if value is None or value.strip() == "*":
-        return value and "*"
+    if value is None:
+        return None
+    if value.strip() == "*":
+        return "*"
     if not ENTITY_TAGS.fullmatch(value) or value.count('"') > 2 * MAX_TAGS:
         abort(400, f"{name} must be * or entity tags in double quotes")
+
     tags = [tag for mark, tag in ENTITY_TAG.findall(value) if weak or not mark]
-    return [int(tag) for tag in tags if VERSION.fullmatch(tag) and int(tag) <= models.ID_MAX]
+    versions = [int(tag) for tag in tags if VERSION.fullmatch(tag)]
+    return [version for version in versions if version <= models.ID_MAX]
+
+
+def load_conditions():
+    """Return the versions of If-Match and those of If-None-Match."""
+    match = versions_in("If-Match", weak=False)
+    none_match = versions_in("If-None-Match", weak=True)
+    return match, none_match
+
+
+def load_idempotency_key():
+    """Return the Idempotency-Key, None without the header, or abort with 400."""
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
+        abort(400, "Idempotency-Key must be 1 to 255 visible ASCII characters, sent once")
+    return key
 
 
 @bp.before_app_request
 def identify_request():
-    """Take the caller's X-Request-ID over where it is valid, else make one."""
+    """Take the caller's X-Request-ID over if it is valid, else make one."""
     given = request.headers.get("X-Request-ID", "")
     g.request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
     g.caller = None
@@ -172,13 +201,13 @@ def identify_request():
 
 @bp.before_app_request
 def require_token():
-    """Let only a bearer of one of the tokens in (RFC 6750), before anything else is looked at."""
+    """Refuse a request without one of the tokens (RFC 6750), before any other check."""
     tokens = current_app.config["TOKENS"]
     if not tokens or request.path in OPEN_PATHS:
         return
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    # WSGI hands headers over as Latin-1; every token is compared, so that the
-    # time taken does not tell which of them came close.
+    # WSGI passes headers as Latin-1. Every token is compared, so that the time taken
+    # does not tell which of them came close.
     given = given.strip().encode("latin-1")
     names = [name for name, token in tokens if hmac.compare_digest(given, token)]
     if scheme.lower() != "bearer" or not names:
@@ -189,7 +218,7 @@ def require_token():
 
 @bp.after_app_request
 def add_headers(response):
-    """Send what every answer carries, and on OPTIONS what PATCH takes (RFC 5789, section 3.1)."""
+    """Add what every answer carries; for OPTIONS, also Accept-Patch (RFC 5789, 3.1)."""
     response.headers["X-Request-ID"] = g.request_id
     response.headers["Cache-Control"] = "no-cache"
     if request.method == "OPTIONS" and "PATCH" in response.allow:
@@ -203,11 +232,13 @@ def update_ticket(ticket_id):
     changes = schemas.ticket_patch_schema.load(load_body())
     if not changes:
         abort(400, "No valid fields to update")
-    match, none_match = versions_in("If-Match", False), versions_in("If-None-Match", True)
+    match, none_match = load_conditions()
     ticket = Ticket.patch(ticket_id, changes, g.caller, match, none_match)
     if ticket is not None:
         return ticket_response(ticket)
-    if (match, none_match) != (None, None) and Ticket.find(ticket_id) is not None:
+
+    has_condition = match is not None or none_match is not None
+    if has_condition and Ticket.find(ticket_id) is not None:
         abort(412, TICKET_CHANGED)
     current_app.logger.warning("PATCH of ticket %d, which does not exist", ticket_id)
     if current_app.config["MISSING_STATUS"] == 404:
@@ -217,31 +248,33 @@ def update_ticket(ticket_id):
 
 @bp.post("/v1/tickets")
 def create_ticket():
-    """File a ticket with whatever a classifier said of it, once for each Idempotency-Key."""
-    values, key = schemas.ticket_schema.load(load_body()), request.headers.get("Idempotency-Key")
-    if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
-        abort(400, "Idempotency-Key must be 1 to 255 visible ASCII characters, sent once")
-    ticket, status = Ticket.add(values, g.caller, key), 201
+    """File a ticket with what a classifier said of it, once per Idempotency-Key."""
+    values = schemas.ticket_schema.load(load_body())
+    key = load_idempotency_key()
+    status = 201
+    ticket = Ticket.add(values, g.caller, key)
     if ticket is None:
-        ticket, status = Ticket.find_by_key(key), 200
+        status = 200
+        ticket = Ticket.find_by_key(key)
         if any(ticket[name] != values.get(name) for name in FILED_ONCE):
             abort(422, "Idempotency-Key was used for another ticket")
     location = url_for(".get_ticket", ticket_id=ticket["id"])
-    return ticket_response(ticket, status, [("Location", location)])
+    return ticket_response(ticket, status, {"Location": location})
 
 
 @bp.get("/v1/tickets/<int:ticket_id>")
 def get_ticket(ticket_id):
-    """Answer with one ticket, or 304 where the client has it already."""
+    """Answer with one ticket, or 304 if the client has it already."""
     # Not make_conditional(), which takes If-Match: * for a tag and adds a second Date.
-    match, none_match = versions_in("If-Match", False), versions_in("If-None-Match", True)
+    match, none_match = load_conditions()
     ticket = Ticket.find(ticket_id)
     if ticket is None:
         abort(404, TICKET_NOT_FOUND)
-    if match not in (None, "*") and ticket["version"] not in match:
+    version = ticket["version"]
+    if match is not None and match != "*" and version not in match:
         abort(412, TICKET_CHANGED)
     response = ticket_response(ticket)
-    if none_match == "*" or ticket["version"] in (none_match or ()):
+    if none_match is not None and (none_match == "*" or version in none_match):
         response.status_code = 304
     return response
 
@@ -251,7 +284,8 @@ def list_tickets():
     """Answer with a page of tickets, newest first, or oldest first with ?after=."""
     query = load_query(schemas.ticket_query_schema)
     bound = "after" if "after" in query else "before"
-    return page_response(Ticket.page(**query), schemas.ticket_schema, query, bound, "id")
+    tickets = Ticket.page(**query)
+    return page_response(tickets, schemas.ticket_schema, query, bound, "id")
 
 
 @bp.get("/v1/tickets/<int:ticket_id>/history")
@@ -261,19 +295,19 @@ def list_versions(ticket_id):
     ticket = Ticket.find(ticket_id)
     if ticket is None:
         abort(404, TICKET_NOT_FOUND)
-    return page_response(
-        Ticket.history(ticket, **query), schemas.version_schema, query, "before", "version"
-    )
+    versions = Ticket.history(ticket, **query)
+    return page_response(versions, schemas.version_schema, query, "before", "version")
 
 
 @bp.get("/health")
 def get_health():
-    """Answer with the database's time, or 503 where it does not answer."""
+    """Answer with the database's time, or 503 if it does not answer."""
     try:
-        return json_response({"status": "ok", "timestamp": Ticket.clock()})
+        timestamp = Ticket.clock()
     except Exception as error:
         current_app.logger.exception("Database unavailable: %s", error)
         abort(503, "Database unavailable")
+    return json_response({"status": "ok", "timestamp": timestamp})
 
 
 @bp.get("/openapi.json")
@@ -286,7 +320,8 @@ def handle_http_error(error):
     """Build the body of every error but a validation error."""
     response = error.get_response()
     message = error.description
-    if message == type(error).description:  # A sentence of Werkzeug's, not one given to abort().
+    is_werkzeugs = message == type(error).description  # Not one given to abort().
+    if is_werkzeugs:
         message = ERROR_MESSAGES.get(error.code, message)
     response.data = f"{encode({'error': message})}\n"
     response.mimetype = "application/json"
@@ -296,12 +331,16 @@ def handle_http_error(error):
 
 def handle_validation_error(error):
     """Name every bad field of the body or the query."""
-    return json_response({"error": "Invalid field values", "fields": error.messages}, 400)
+    return json_response(
+        {"error": "Invalid field values", "fields": error.messages}, 400
+    )
 
 
 def handle_failure(error):
-    """Log an unexpected exception, its cause in the first line, and keep it from the client."""
-    current_app.logger.exception("%s %s failed: %s", request.method, request.path, error)
+    """Log an unexpected exception, its cause in the first line; answer with 500."""
+    current_app.logger.exception(
+        "%s %s failed: %s", request.method, request.path, error
+    )
     return handle_http_error(InternalServerError())
 
 
@@ -315,28 +354,75 @@ class TicketIdConverter(IntegerConverter):
         return int(value[:4000])
 
 
+LEVELS = ("debug", "info", "warning", "error", "critical")
+# A name is what the log and the history show of a token (RFC 6750, 2.1: b64token).
+TOKEN = r" *(?:[A-Za-z0-9._-]+:)?[A-Za-z0-9._~+/-]+=* *"
+
+
+class Setting:
+    """A variable: its default, the pattern of its values, and how that is said."""
+
+    def __init__(self, default, pattern, advice):
+        self.default = default
+        self.pattern = pattern
+        self.advice = advice
+
+
+SETTINGS = {
+    "DATABASE_URL": Setting(
+        "sqlite:///tickets.db", ".+", "a URL, as in sqlite:///tickets.db"
+    ),
+    "TICKETSVC_MISSING_STATUS": Setting("500", "404|500", "404 or 500"),
+    "TICKETSVC_LOG_LEVEL": Setting(
+        "info", f"(?i:{'|'.join(LEVELS)})", f"one of {', '.join(LEVELS)}"
+    ),
+    "TICKETSVC_POOL_SIZE": Setting("8", "[1-9][0-9]?", "1 to 99 connections"),
+    "TICKETSVC_TOKENS": Setting(
+        None,
+        f"{TOKEN}(?:,{TOKEN})*",
+        "tokens of A-Z a-z 0-9 - . _ ~ + / or name:token, separated by single commas",
+    ),
+    "WEB_CONCURRENCY": Setting("2", "[1-9][0-9]{0,2}", "1 to 999 worker processes"),
+}
+
+
 def read_settings(environ):
-    """Return the settings in `environ` as Flask config, or end the process with one line."""
-    values = {name: environ.get(name, default) for name, (default, _, _) in SETTINGS.items()}
-    for name, (_, pattern, advice) in SETTINGS.items():
-        if values[name] is not None and not re.fullmatch(pattern, values[name]):
-            sys.exit(f"{name} must be {advice}")
+    """Return the settings in `environ` as Flask config, or exit with one line."""
+    values = {}
+    for name, setting in SETTINGS.items():
+        value = environ.get(name, setting.default)
+        if value is not None and not re.fullmatch(setting.pattern, value):
+            sys.exit(f"{name} must be {setting.advice}")
+        values[name] = value
+
     for name in environ:
-        if re.match("TICKETSVC_(?!TEST_)", name) and name not in SETTINGS:
+        is_ours = name.startswith("TICKETSVC_") and not name.startswith(
+            "TICKETSVC_TEST_"
+        )
+        if is_ours and name not in SETTINGS:
             sys.exit(f"{name} is not a setting")
-    tokens = [
-        each.strip().rpartition(":") for each in (values["TICKETSVC_TOKENS"] or "").split(",")
-    ]
-    if len({token for _, _, token in tokens}) < len(tokens):
-        sys.exit("TICKETSVC_TOKENS must not have a token twice")
+
     return {
         "DATABASE_URL": values["DATABASE_URL"],
         "LOG_LEVEL": values["TICKETSVC_LOG_LEVEL"].upper(),
         "MISSING_STATUS": int(values["TICKETSVC_MISSING_STATUS"]),
         "POOL_SIZE": int(values["TICKETSVC_POOL_SIZE"]),
-        "TOKENS": [(name or None, token.encode()) for name, _, token in tokens if token],
+        "TOKENS": parse_tokens(values["TICKETSVC_TOKENS"]),
         "WORKERS": int(values["WEB_CONCURRENCY"]),
     }
+
+
+def parse_tokens(text):
+    """Return [(name or None, token as bytes), …] for "name:token,token,…" or None."""
+    tokens = []
+    for part in (text or "").split(","):
+        name, _, token = part.strip().rpartition(":")
+        if token:
+            tokens.append((name or None, token.encode()))
+
+    if len({token for _, token in tokens}) < len(tokens):
+        sys.exit("TICKETSVC_TOKENS must not have a token twice")
+    return tokens
 
 
 def add_request_id(record):
@@ -345,25 +431,38 @@ def add_request_id(record):
     return True
 
 
-def create_app(environ=os.environ):
-    """Return the WSGI application set up by `environ`, its database ready to be used."""
-    app = Flask(__name__, static_folder=None)
-    app.config.update(read_settings(environ))
+def configure_logging(app):
+    """Log from the configured level on, with the id of the request in each line."""
     app.logger.setLevel(app.config["LOG_LEVEL"])
     app.logger.addFilter(add_request_id)
     default_handler.setFormatter(logging.Formatter(LOG_FORMAT, "%Y-%m-%d %H:%M:%S %z"))
+
+
+def prepare_database(app):
+    """Bring the database up to date, or end the process with one line."""
+    try:
+        is_new = models.prepare(app.config["DATABASE_URL"], app.config["POOL_SIZE"])
+    except ValueError as error:
+        sys.exit(f"DATABASE_URL: {error}")
+
+    backend = models.backend
+    if is_new:
+        app.logger.info("New database %s", backend.name)
+    version = json.loads(OPENAPI)["info"]["version"]
+    app.logger.info("ticketsvc %s on %s, %s", version, backend.name, backend.host)
+
+
+def create_app(environ=os.environ):
+    """Return the WSGI application set up by `environ`, its database ready for use."""
+    app = Flask(__name__, static_folder=None)
+    app.config.update(read_settings(environ))
+    configure_logging(app)
     if "DYNO" in environ and app.config["DATABASE_URL"].startswith("sqlite"):
         app.logger.warning(
             "DATABASE_URL: a file on the disk of a dyno does not outlive its restart"
         )
-    try:
-        models.prepare(app.config["DATABASE_URL"], app.config["POOL_SIZE"])
-    except ValueError as error:
-        sys.exit(f"DATABASE_URL: {error}")
-    version = json.loads(OPENAPI)["info"]["version"]
-    name = getattr(models.database.obj, "path", models.database.database)
-    host = models.database.connect_params.get("host", "this host")
-    app.logger.info("ticketsvc %s on %s, %s", version, name, host)
+    prepare_database(app)
+
     app.response_class = JSONResponse
     app.url_map.merge_slashes = False
     app.url_map.converters["int"] = TicketIdConverter

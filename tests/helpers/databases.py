@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from peewee import PostgresqlDatabase, SqliteDatabase
 from playhouse import db_url
 
-from database import database
+from database import backend
 
 POSTGRESQL = os.environ.get("TICKETSVC_TEST_POSTGRESQL")
 
@@ -55,9 +55,7 @@ def postgresql_database(options=""):
 
 def close_connections():
     """Close every connection of the application in this process."""
-    database.close()
-    for connection in list(getattr(database, "_open", ())):
-        connection.close()
+    backend.close()
 
 
 def assert_whole(server):
