@@ -29,7 +29,8 @@ MAX_PAGE = 8 * 1024 * 1024  # bytes
 MAX_TAGS = 100
 OPEN_PATHS = ("/api/health", "/api/openapi.json")
 FILED_ONCE = ("user_description", "confidence_score")
-IDEMPOTENCY_KEY = re.compile("[!-~]{1,255}")
+# Visible ASCII but the comma: servers join a header that is sent twice with one.
+IDEMPOTENCY_KEY = re.compile(r"[!-+\--~]{1,255}")
 REQUEST_ID = re.compile("[A-Za-z0-9._-]{1,128}")
 # RFC 9110, sections 8.8.3 and 5.6.1: a recipient takes empty elements of a list.
 ENTITY_TAGS = re.compile(r'[ \t,]*((W/)?"[!#-~\x80-\xff]*"[ \t]*(,[ \t,]*|$))+')
@@ -187,7 +188,11 @@ def load_idempotency_key():
     """Return the Idempotency-Key, None without the header, or abort with 400."""
     key = request.headers.get("Idempotency-Key")
     if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
-        abort(400, "Idempotency-Key must be 1 to 255 visible ASCII characters, sent once")
+        abort(
+            400,
+            "Idempotency-Key must be 1 to 255 visible ASCII characters "
+            "without a comma, sent once",
+        )
     return key
 
 

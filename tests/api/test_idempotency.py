@@ -13,7 +13,7 @@ def post(client, key, body=BODY, **options):
 
 
 @pytest.mark.parametrize(
-    "key", ["a", "k" * 255, '!"#$%&,;:<=>?@[]^_`{|}~', "import-7/3"]
+    "key", ["a", "k" * 255, '!"#$%&;:<=>?@[]^_`{|}~', "import-7/3"]
 )
 def test_the_second_request_with_a_key_answers_the_same_ticket(client, key):
     """O5."""
@@ -61,7 +61,7 @@ def test_null_and_no_confidence_are_the_same(client):
 
 
 @once
-@pytest.mark.parametrize("key", ["", " ", "k" * 256, "a b", "a\tb", "\xe9", "\x7f"])
+@pytest.mark.parametrize("key", ["", " ", "k" * 256, "a b", "a\tb", "a,b", "\xe9", "\x7f"])
 def test_a_bad_key_is_named(client, key):
     """O5."""
     assert_error(post(client, key), 400, BAD_KEY)

@@ -24,7 +24,10 @@ NOT_JSON = "Request body is not valid JSON"
 TOO_LARGE = "Request body is larger than 1 MiB"
 NO_SUCH_PATH = "No such path"
 CHANGED = "Ticket has changed since it was read"
-BAD_KEY = "Idempotency-Key must be 1 to 255 visible ASCII characters, sent once"
+BAD_KEY = (
+    "Idempotency-Key must be 1 to 255 visible ASCII characters without a comma, "
+    "sent once"
+)
 UNAUTHORIZED = "Missing or invalid token"
 
 # For a test that says the same whatever the database is.

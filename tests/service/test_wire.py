@@ -404,7 +404,7 @@ def test_a_strange_authorization_is_refused(guarded, headers, status):
 
 
 def test_a_key_sent_twice_is_refused(service):
-    """O5: WSGI joins both with a comma, which one key may hold."""
+    """O5: WSGI joins both with a comma."""
     connection = service.connect()
     connection.putrequest("POST", TICKETS)
     body = b'{"user_description": "x"}'
