@@ -105,7 +105,8 @@ def postgresql_url(postgresql, request, turn):
         fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH
     ):
         run_sql(postgresql, "DROP TABLE IF EXISTS ticket, ticket_version")
-        run_sql(postgresql, "DROP FUNCTION IF EXISTS ticket_version_kept, ticket_deleted")
+        for name in ("ticket_version_kept", "ticket_deleted"):
+            run_sql(postgresql, f"DROP FUNCTION IF EXISTS {name}")
         yield postgresql
 
 

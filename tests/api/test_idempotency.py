@@ -61,7 +61,9 @@ def test_null_and_no_confidence_are_the_same(client):
 
 
 @once
-@pytest.mark.parametrize("key", ["", " ", "k" * 256, "a b", "a\tb", "a,b", "\xe9", "\x7f"])
+@pytest.mark.parametrize(
+    "key", ["", " ", "k" * 256, "a b", "a\tb", "a,b", "\xe9", "\x7f"]
+)
 def test_a_bad_key_is_named(client, key):
     """O5."""
     assert_error(post(client, key), 400, BAD_KEY)

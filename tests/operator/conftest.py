@@ -16,7 +16,9 @@ def load_old():
 
     def load(url):
         on_sqlite = url.startswith("sqlite")
-        script = FOLDER / ("old_sqlite.sql" if on_sqlite else "old_postgresql.sql")
+        script = FOLDER / (
+            "0672aee_sqlite.sql" if on_sqlite else "0672aee_postgresql.sql"
+        )
         with closing(connect(url)) as other:
             drop_tables(other.execute_sql)
             connection = other.connection()

@@ -1,6 +1,5 @@
 """D1, D2: a database of an older version follows the models, whatever they say now."""
 
-import re
 import sqlite3
 from contextlib import closing
 
@@ -9,17 +8,19 @@ from peewee import SQL
 
 import models
 import upgrade
-from tests.helpers import DESCRIPTION, TICKETS, close_connections
+from tests.helpers.contract import DESCRIPTION, TICKETS
+from tests.helpers.databases import close_connections
 from ticketsvc import create_app
 
 SHAPE = {
     "sqlite": ["SELECT type, name, sql FROM sqlite_master"],
     "postgresql": [
-        "SELECT relname, attname, format_type(atttypid, atttypmod) AS type, attnotnull, "
+        "SELECT relname, attname, format_type(atttypid, atttypmod), attnotnull, "
         "pg_get_expr(adbin, adrelid) AS value FROM pg_attribute "
         "JOIN pg_class ON pg_class.oid = attrelid "
         "LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum "
-        "WHERE relnamespace = 'public'::regnamespace AND attnum > 0 AND NOT attisdropped",
+        "WHERE relnamespace = 'public'::regnamespace "
+        "AND attnum > 0 AND NOT attisdropped",
         "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'",
         "SELECT conname, pg_get_constraintdef(oid) AS definition FROM pg_constraint "
         "WHERE connamespace = 'public'::regnamespace",
@@ -87,7 +88,9 @@ def test_widen_rules_of_an_old_database(database_url, sql, shape, changed_rules)
     assert shape() == upgraded
 
 
-def test_name_a_row_that_breaks_a_narrowed_rule(database_url, sql, shape, changed_rules):
+def test_name_a_row_that_breaks_a_narrowed_rule(
+    database_url, sql, shape, changed_rules
+):
     """D1: the start ends with one line, and nothing is changed."""
     start(database_url)
     file_tickets(sql)
@@ -141,14 +144,13 @@ def test_renew_a_trigger_of_an_older_version(database_url, sql, shape, monkeypat
     """D2: the trigger keeps what TicketVersion has now."""
     start(database_url)
     whole = shape()
+    newer = models.KEEP_VERSION
     older = upgrade.Trigger(
-        name=models.KEEP_VERSION.name,
+        name=newer.name,
         table="ticket",
-        sqlite=re.sub("AFTER UPDATE", "AFTER UPDATE OF status", models.KEEP_VERSION.sqlite),
-        postgresql=re.sub(
-            "BEFORE UPDATE", "BEFORE UPDATE OF status", models.KEEP_VERSION.postgresql
-        ),
-        function=models.KEEP_VERSION.function.replace("updated_by := NULL", "status := 'x'"),
+        sqlite=newer.sqlite.replace("UPDATE ON", "UPDATE OF status ON"),
+        postgresql=newer.postgresql.replace("UPDATE ON", "UPDATE OF status ON"),
+        function=newer.function.replace("updated_by := NULL", "status := 'x'"),
     )
     with monkeypatch.context() as patched:
         patched.setattr(models, "TRIGGERS", (older, *models.TRIGGERS[1:]))
@@ -159,28 +161,32 @@ def test_renew_a_trigger_of_an_older_version(database_url, sql, shape, monkeypat
 
 
 @pytest.mark.database("sqlite")
-def test_a_start_renews_a_large_table_within_seconds(tmp_path, sqlite_url, changed_rules):
+def test_a_start_makes_a_large_table_anew(sqlite_url, changed_rules):
     """D1: 20,000 tickets, each with a version, while an old service goes on writing."""
     start(sqlite_url)
     path = sqlite_url.removeprefix("sqlite:///")
     with closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as other:
         other.execute(
-            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000) "
-            "INSERT INTO ticket (user_description, status) SELECT 'x', 'closed' FROM n"
+            "INSERT INTO ticket (user_description, status) "
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
+            "SELECT 'x', 'closed' FROM n LIMIT 20000"
         )
         other.execute("UPDATE ticket SET category = 'y'")
         changed_rules(RULES)
         start(sqlite_url)
         other.execute("UPDATE ticket SET category = 'z' WHERE id = 1")
-        counts = "SELECT (SELECT count(*) FROM ticket), (SELECT count(*) FROM ticket_version)"
-        assert other.execute(counts).fetchall() == [(20000, 20001)]
+        [[tickets]] = other.execute("SELECT count(*) FROM ticket")
+        [[versions]] = other.execute("SELECT count(*) FROM ticket_version")
+        assert (tickets, versions) == (20000, 20001)
 
 
 @pytest.mark.parametrize(
     "column",
     [name for name in models.Ticket._meta.columns if name not in ("id", "version")],
 )
-def test_keep_the_old_version_whichever_column_changes(client, ticket, row, sql, column):
+def test_keep_the_old_version_whichever_column_changes(
+    client, ticket, row, sql, column
+):
     """V3: also if the value stays the same."""
     old = row(ticket["id"])
     sql(f"UPDATE ticket SET {column} = {column}")
@@ -220,7 +226,10 @@ def test_a_deleted_ticket_leaves_one_row_without_text(client, ticket, sql):
 def test_a_ticket_that_is_inserted_again_has_a_history_of_its_own(client, ticket, sql):
     """V1, V3: the mark of the ticket that is gone is none of its versions."""
     sql(f"DELETE FROM ticket WHERE id = {ticket['id']}")
-    sql(f"INSERT INTO ticket (id, user_description, status) VALUES ({ticket['id']}, 'x', 'closed')")
+    sql(
+        "INSERT INTO ticket (id, user_description, status) "
+        f"VALUES ({ticket['id']}, 'x', 'closed')"
+    )
     versions = client.get(f"{TICKETS}/{ticket['id']}/history").json
     assert [each["version"] for each in versions] == [1]
 

@@ -16,7 +16,7 @@ from tests.helpers.processes import needs_strace, strace
 from tests.helpers.timing import together, wait_for
 from ticketsvc import create_app
 
-# What is in old_sqlite.sql and old_postgresql.sql: each version with its ticket.
+# What is in 0672aee_*.sql: each version with its ticket.
 OLD = [
     (
         2,

@@ -1,20 +1,21 @@
-"""D1, D2: the README's "Changing the service", followed step by step on a copy of it."""
+"""D1, D2: the README's "Changing the service", followed on a copy of the service."""
 
 import re
 import shutil
 import textwrap
-from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, SERVICE, TICKETS, connect
+from tests.helpers.contract import ROOT, TICKETS
+from tests.helpers.databases import connect
+from tests.helpers.server import SERVICE
 
-MODULES = ("database.py", "models.py", "schemas.py", "ticketsvc.py", "upgrade.py")
-OLD_FILES = {
-    "new": None,
-    "39c0897": "39c0897",
-    "0672aee": "old",
-}
+# What an older version stored, on each kind of database.
+STORED = ROOT / "tests" / "operator"
+
+
+# A field of a class: up to the end of its line, or to the parenthesis that closes it.
+FIELD = r"(?m)^    \w+ = (?:\S.*\($(?:\n        .*)+\n    \)|.*\)$)"
 
 
 def steps(heading):
@@ -36,8 +37,8 @@ def copy(tmp_path):
     """A copy of the service, in which the steps are followed."""
     folder = tmp_path / "copy"
     folder.mkdir()
-    for name in (*MODULES, "gunicorn.conf.py", "openapi.json"):
-        shutil.copy(ROOT / name, folder)
+    for path in (*ROOT.glob("*.py"), ROOT / "openapi.json"):
+        shutil.copy(path, folder)
     return folder
 
 
@@ -50,10 +51,7 @@ def add_field(copy):
         for name in classes:
             head, body = source.split(f"\nclass {name}(", 1)
             body, rest = re.split(r"(?=\n\n\n)", body, maxsplit=1)
-            fields = list(
-                re.finditer(r"^    \w+ = .*?(?:\n    \)|$)", body, re.MULTILINE | re.DOTALL)
-            )
-            last = [each for each in fields if "(" in each[0]][-1].end()
+            last = list(re.finditer(FIELD, body))[-1].end()
             body = f"{body[:last]}\n    {code.strip()}{body[last:]}"
             source = f"{head}\nclass {name}({body}{rest}"
         path.write_text(source, "utf-8")
@@ -75,7 +73,7 @@ def widen_limits(copy):
 def old_database(request, database_url, kind):
     """A database without a table, or that of an older version with its tickets."""
     if request.param != "new":
-        script = Path(__file__).with_name(f"{request.param}_{kind}.sql").read_text("utf-8")
+        script = (STORED / f"{request.param}_{kind}.sql").read_text("utf-8")
         other = connect(database_url)
         connection = other.connection()
         run = connection.executescript if kind == "sqlite" else connection.execute
@@ -84,7 +82,9 @@ def old_database(request, database_url, kind):
     return request.param
 
 
-def test_a_field_that_was_added_is_written_with_its_history(make_server, copy, old_database):
+def test_a_field_that_was_added_is_written_with_its_history(
+    make_server, copy, old_database
+):
     """D1, D2."""
     add_field(copy)
     server = make_server(SERVICE, copy).start()
@@ -96,7 +96,9 @@ def test_a_field_that_was_added_is_written_with_its_history(make_server, copy, o
     assert [each["priority"] for each in history] == ["high", "low"]
 
 
-def test_a_limit_that_was_widened_holds_on_an_old_database(make_server, copy, old_database):
+def test_a_limit_that_was_widened_holds_on_an_old_database(
+    make_server, copy, old_database
+):
     """D1."""
     widen_limits(copy)
     server = make_server(SERVICE, copy).start()
@@ -109,4 +111,7 @@ def test_a_limit_that_was_widened_holds_on_an_old_database(make_server, copy, ol
     assert changed.json["status"] == "waiting_customer"
     assert server.patch(ticket_id, {"category": "x" * 201}).status == 400
     history = server.request("GET", f"{TICKETS}/{ticket_id}/history").json
-    assert [each["status"] for each in history[:2]] == ["waiting_customer", history[1]["status"]]
+    assert [each["status"] for each in history[:2]] == [
+        "waiting_customer",
+        history[1]["status"],
+    ]
