@@ -165,22 +165,6 @@ class worker_class(ThreadWorker):
             return False
         return is_readable(conn.sock, NEXT_REQUEST)
 
-    def handle_request(self, req, conn):
-        """Limit the time for sending the response, and correct what WSGI would hide."""
-        conn.sock.settimeout(REQUEST_TIME)
-
-        # gunicorn only compares letters: /helpdeskapi would be a path below /helpdesk.
-        if not f"{req.path}/".startswith(f"{PREFIX}/"):
-            req.path = f"{PREFIX}/nowhere"
-
-        # WSGI joins a header sent twice with a comma, which a key may contain. A space
-        # is not allowed in a key, so that the application refuses it.
-        keys = [name for name, _ in req.headers if name == "IDEMPOTENCY-KEY"]
-        if len(keys) > 1:
-            req.headers.append(("IDEMPOTENCY-KEY", " "))
-
-        return super().handle_request(req, conn)
-
     def finish_request(self, conn, fs):
         """Close a connection in another thread: it may take seconds.
 
@@ -278,6 +262,21 @@ class logger_class(Logger):
             self.info(msg)
             return
         super().exception(msg, *args, **kwargs)
+
+
+def pre_request(worker, req):
+    """Limit the time for sending the response, and correct what WSGI would hide."""
+    req.unreader.sock.settimeout(REQUEST_TIME)
+
+    # gunicorn only compares letters: /helpdeskapi would be a path below /helpdesk.
+    if not f"{req.path}/".startswith(f"{PREFIX}/"):
+        req.path = f"{PREFIX}/nowhere"
+
+    # WSGI joins a header sent twice with a comma, which a key may contain. A space is
+    # not allowed in a key, so that the application refuses it.
+    keys = [name for name, _ in req.headers if name == "IDEMPOTENCY-KEY"]
+    if len(keys) > 1:
+        req.headers.append(("IDEMPOTENCY-KEY", " "))
 
 
 def when_ready(server):
