@@ -92,13 +92,16 @@ class SlowClient(errors.NoMoreData, TimeoutError):
 class TimedUnreader(SocketUnreader):
     """Read from a connection, with a timeout for each read and a deadline for all."""
 
-    def chunk(self, size_hint=None):
-        """Return the next bytes, or raise SlowClient if they do not arrive in time."""
+    def chunk(self, *args):
+        """Return the next bytes, or raise SlowClient if they do not arrive in time.
+
+        gunicorn passes a size since 27.0, and nothing before.
+        """
         remaining = self.deadline - time.monotonic()
         timeout = max(0.001, min(SILENCE, remaining))  # 0 would mean "do not wait".
         try:
             self.sock.settimeout(timeout)
-            return super().chunk(size_hint)
+            return super().chunk(*args)
         except TimeoutError as error:
             raise SlowClient from error
         finally:
