@@ -10,6 +10,7 @@ import logging
 import os
 import resource
 import secrets
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
@@ -67,9 +68,6 @@ RETRY = 0.05  # seconds without accepting when there was no descriptor or no thr
 
 # Bytes that are read before a close: closing with unread bytes resets the connection.
 DRAINED = 4 * 1024 * 1024
-
-# gthread logs this when a client does not take its response in time.
-SLOW_CLIENT = "Socket error processing request."
 
 # How a request is answered that gunicorn refuses before the application sees it.
 NOT_HTTP = (400, "Request is not valid HTTP")
@@ -260,9 +258,12 @@ class logger_class(Logger):
             os.write(1, line)
 
     def exception(self, msg, *args, **kwargs):
-        """Log a client that does not take its response in one line, no traceback."""
-        if msg == SLOW_CLIENT:
-            self.info(msg)
+        """Log an exception with its traceback, but a client's timeout in one line.
+
+        gthread logs TimeoutError when a client does not take its response in time.
+        """
+        if isinstance(sys.exc_info()[1], TimeoutError):
+            self.info(msg, *args)
             return
         super().exception(msg, *args, **kwargs)
 
