@@ -269,18 +269,12 @@ class logger_class(Logger):
 
 
 def pre_request(worker, req):
-    """Limit the time for sending the response, and correct what WSGI would hide."""
+    """Limit the time for sending the response, and check the prefix of the path."""
     req.unreader.sock.settimeout(REQUEST_TIME)
 
     # gunicorn only compares letters: /helpdeskapi would be a path below /helpdesk.
     if not f"{req.path}/".startswith(f"{PREFIX}/"):
         req.path = f"{PREFIX}/nowhere"
-
-    # WSGI joins a header sent twice with a comma, which a key may contain. A space is
-    # not allowed in a key, so that the application refuses it.
-    keys = [name for name, _ in req.headers if name == "IDEMPOTENCY-KEY"]
-    if len(keys) > 1:
-        req.headers.append(("IDEMPOTENCY-KEY", " "))
 
 
 def when_ready(server):
