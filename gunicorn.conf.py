@@ -3,6 +3,51 @@
 PORT keeps its meaning to gunicorn; WEB_CONCURRENCY too, except for its default.
 """
 
+# gunicorn promises its settings and its hooks: they are documented. It does not promise
+# the following names, which this file uses too. tests/service/test_gunicorn_border.py
+# checks this list against the installed gunicorn.
+#
+# gthread._DEFER: to let a silent connection wait at the poller
+# ThreadWorker.alive: to release the connections of a worker that stops
+# ThreadWorker.finish_request: to close connections in threads of their own
+# ThreadWorker.handle: to limit the time for a request, and keep a busy connection
+# ThreadWorker.handle_error: to answer a refused request in JSON
+# ThreadWorker.log: to log what goes wrong outside the application
+# ThreadWorker.nr_conns: to see whether connections wait for a thread
+# ThreadWorker.wait_for_and_dispatch_events: to survive a lack of descriptors or threads
+# TConn.data_ready: to tell a connection that was silent from a new one
+# TConn.init: to have the parser before the first request
+# TConn.initialized: to tell a new connection from a kept one
+# TConn.parser: to replace its unreader
+# TConn.sock: to wait for data
+# Parser.unreader: to replace it by one with a deadline
+# SocketUnreader.chunk: to read with a deadline
+# SocketUnreader.sock: to set timeouts
+# Request.method: to log it
+# Request.path: to check its prefix
+# Request.unreader: to set the timeout for the response
+# Response.headers: to log the id of the request
+# Response.sent: to log the size of the response
+# Response.status: to log it
+# environ.RAW_URI: to log the path as the client sent it
+# Logger.access: to write one line for each request
+# Logger.cfg: to know the trusted proxies
+# Logger.error: to log that there is no room for a connection
+# Logger.error_log: to know the level of the log
+# Logger.exception: to log a client's timeout without a traceback
+# Logger.info: to log a client's timeout
+# Logger.warning: to log a refused request
+# Arbiter.LISTENERS: to warn of an open port
+# TCPSocket.sock: to know the address of a port
+# util.close_graceful: to close a connection without resetting it
+# util.http_date: to date the response to a refused request
+# errors.ExpectationFailed: to answer it with 417
+# errors.LimitRequestHeaders: to answer it with 431
+# errors.LimitRequestLine: to answer it with 414
+# errors.NoMoreData: to close a connection quietly
+# errors.ParseException: to tell a refused request from a failure
+# errors.UnsupportedTransferCoding: to answer it with 501
+
 import contextlib
 import gc
 import ipaddress
@@ -90,6 +135,14 @@ class SlowClient(errors.NoMoreData, TimeoutError):
 class TimedUnreader(SocketUnreader):
     """Read from a connection, with a timeout for each read and a deadline for all."""
 
+    def __init__(self, sock):
+        super().__init__(sock)
+        self.begin_request()
+
+    def begin_request(self):
+        """Set the deadline of the request that is read next."""
+        self.deadline = time.monotonic() + REQUEST_TIME
+
     def chunk(self, *args):
         """Return the next bytes, or raise SlowClient if they do not arrive in time.
 
@@ -157,7 +210,7 @@ class worker_class(ThreadWorker):
 
     def serve_one(self, conn):
         """Serve one request, and return whether the connection is kept open."""
-        conn.parser.unreader.deadline = time.monotonic() + REQUEST_TIME
+        conn.parser.unreader.begin_request()
         return super().handle(conn)
 
     def may_keep_thread(self, conn):
