@@ -71,6 +71,7 @@ import ticketsvc
 from database import is_readable
 
 settings = ticketsvc.read_settings(os.environ)
+ticketsvc.gunicorn_conf_is_read = True  # Else create_app() warns.
 
 # Settings of gunicorn
 

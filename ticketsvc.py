@@ -51,7 +51,9 @@ ERROR_HEADERS = {
 }
 TICKET_NOT_FOUND = "Ticket not found"
 TICKET_CHANGED = "Ticket has changed since it was read"
+
 bp = Blueprint("api", __name__, url_prefix="/api")
+gunicorn_conf_is_read = False  # gunicorn.conf.py sets it.
 
 
 def _refuse_constant(name):
@@ -457,11 +459,23 @@ def prepare_database(app):
     app.logger.info("ticketsvc %s on %s, %s", version, backend.name, backend.host)
 
 
+def warn_without_gunicorn_conf(app, environ):
+    """Warn when gunicorn runs the application, but has not read gunicorn.conf.py."""
+    is_gunicorn = environ.get("SERVER_SOFTWARE", "").startswith("gunicorn/")
+    if is_gunicorn and not gunicorn_conf_is_read:
+        app.logger.warning(
+            "gunicorn has not read gunicorn.conf.py, which it looks for in the folder "
+            "it is started in: no request log, no protection from slow clients, "
+            "other defaults"
+        )
+
+
 def create_app(environ=os.environ):
     """Return the WSGI application set up by `environ`, its database ready for use."""
     app = Flask(__name__, static_folder=None)
     app.config.update(read_settings(environ))
     configure_logging(app)
+    warn_without_gunicorn_conf(app, environ)
     if "DYNO" in environ and app.config["DATABASE_URL"].startswith("sqlite"):
         app.logger.warning(
             "DATABASE_URL: a file on the disk of a dyno does not outlive its restart"
