@@ -9,11 +9,14 @@ PORT keeps its meaning to gunicorn; WEB_CONCURRENCY too, except for its default.
 #
 # gthread._DEFER: to let a silent connection wait at the poller
 # ThreadWorker.alive: to release the connections of a worker that stops
+# ThreadWorker.enqueue_req: to know since when a connection waits for a thread
 # ThreadWorker.finish_request: to close connections in threads of their own
 # ThreadWorker.handle: to limit the time for a request, and keep a busy connection
 # ThreadWorker.handle_error: to answer a refused request in JSON
+# ThreadWorker.keepalived_conns: to count idle connections
 # ThreadWorker.log: to log what goes wrong outside the application
 # ThreadWorker.nr_conns: to see whether connections wait for a thread
+# ThreadWorker.pending_conns: to count silent connections
 # ThreadWorker.wait_for_and_dispatch_events: to survive a lack of descriptors or threads
 # TConn.data_ready: to tell a connection that was silent from a new one
 # TConn.init: to have the parser before the first request
@@ -78,8 +81,8 @@ ticketsvc.gunicorn_conf_is_read = True  # Else create_app() warns.
 workers = settings["WORKERS"]
 loglevel = settings["LOG_LEVEL"]
 
-# A slow client holds a thread for REQUEST_TIME at most. A waiting thread costs only
-# its memory.
+# A slow client holds a thread for REQUEST_TIME at most, or CROWD_REQUEST_TIME. A
+# waiting thread costs only its memory.
 threads = 64
 keepalive = 5  # seconds
 
@@ -110,6 +113,14 @@ PREFIX = os.environ.get("SCRIPT_NAME", "").rstrip("/")
 NEXT_REQUEST = 0.02  # seconds that a thread waits for the next request on a connection
 SILENCE = 2  # seconds that a client may be silent within a request
 REQUEST_TIME = 10  # seconds for a whole request, and then for its whole response
+
+# While connections wait for a thread, a request has less time, and its own wait for a
+# thread counts. So a slow client that has waited is cut off almost at once, while a
+# request that has arrived meanwhile is served.
+CROWD_REQUEST_TIME = 1  # seconds
+LEAST_TIME = 0.05  # seconds that a request has after its wait for a thread
+CROWD_CHECK = 0.25  # seconds after which a thread that reads looks for a crowd again
+
 RETRY = 0.05  # seconds without accepting when there was no descriptor or no thread
 
 # Bytes that are read before a close: closing with unread bytes resets the connection.
@@ -136,28 +147,50 @@ class SlowClient(errors.NoMoreData, TimeoutError):
 class TimedUnreader(SocketUnreader):
     """Read from a connection, with a timeout for each read and a deadline for all."""
 
-    def __init__(self, sock):
+    def __init__(self, sock, is_crowded):
         super().__init__(sock)
-        self.begin_request()
+        self.is_crowded = is_crowded  # A function without arguments
 
-    def begin_request(self):
-        """Set the deadline of the request that is read next."""
-        self.deadline = time.monotonic() + REQUEST_TIME
+        # For each request: when its wait for a thread began, and when the wait ended.
+        self.arrival = None
+        self.start = None
+
+    def begin_request(self, arrival):
+        """Begin to read the next request, which has waited since `arrival`."""
+        self.arrival = arrival
+        self.start = time.monotonic()
+
+    def deadline(self):
+        """Return when the request must have been read; a crowd brings it forward."""
+        seconds = CROWD_REQUEST_TIME if self.is_crowded() else REQUEST_TIME
+        return max(self.arrival + seconds, self.start + LEAST_TIME)
 
     def chunk(self, *args):
         """Return the next bytes, or raise SlowClient if they do not arrive in time.
 
         gunicorn passes a size since 27.0, and nothing before.
         """
-        remaining = self.deadline - time.monotonic()
-        timeout = max(0.001, min(SILENCE, remaining))  # 0 would mean "do not wait".
-        try:
-            self.sock.settimeout(timeout)
-            return super().chunk(*args)
-        except TimeoutError as error:
-            raise SlowClient from error
-        finally:
-            self.sock.settimeout(REQUEST_TIME)
+        silent_until = time.monotonic() + SILENCE
+        while True:
+            now = time.monotonic()
+            remaining = min(silent_until, self.deadline()) - now
+            is_late = remaining <= 0
+            # What has arrived before the deadline is read after it too, but not for
+            # ever: a client could send a byte each millisecond.
+            if is_late and now > self.start + CROWD_REQUEST_TIME:
+                raise SlowClient
+
+            # A timeout of 0 would make the socket non-blocking.
+            timeout = max(0.001, min(remaining, CROWD_CHECK))
+            try:
+                self.sock.settimeout(timeout)
+                return super().chunk(*args)
+            except TimeoutError:
+                if is_late:
+                    raise SlowClient from None
+                # Otherwise a crowd may have come: look at the deadline again.
+            finally:
+                self.sock.settimeout(REQUEST_TIME)
 
 
 class worker_class(ThreadWorker):
@@ -189,6 +222,19 @@ class worker_class(ThreadWorker):
         self.log.error("No room for a connection: %s", error)
         time.sleep(RETRY)
 
+    def enqueue_req(self, conn):
+        """Let a connection wait for a thread, and its time begin."""
+        conn.arrival = time.monotonic()
+        super().enqueue_req(conn)
+
+    def is_crowded(self):
+        """Return whether more connections want a thread than this worker has.
+
+        Idle connections wait at the poller and want none.
+        """
+        idle = len(self.keepalived_conns) + len(self.pending_conns)
+        return self.nr_conns - idle > threads
+
     def handle(self, conn):
         """Serve the requests of a connection while they follow each other at once.
 
@@ -202,21 +248,21 @@ class worker_class(ThreadWorker):
 
         conn.init()
         if not isinstance(conn.parser.unreader, TimedUnreader):
-            conn.parser.unreader = TimedUnreader(conn.sock)
+            conn.parser.unreader = TimedUnreader(conn.sock, self.is_crowded)
 
-        is_kept = self.serve_one(conn)
+        is_kept = self.serve_one(conn, conn.arrival)
         while is_kept and self.may_keep_thread(conn):
-            is_kept = self.serve_one(conn)
+            is_kept = self.serve_one(conn, time.monotonic())
         return is_kept
 
-    def serve_one(self, conn):
+    def serve_one(self, conn, arrival):
         """Serve one request, and return whether the connection is kept open."""
-        conn.parser.unreader.begin_request()
+        conn.parser.unreader.begin_request(arrival)
         return super().handle(conn)
 
     def may_keep_thread(self, conn):
         """Return whether the next request is there, and no other connection waits."""
-        if not self.alive or self.nr_conns > threads:
+        if not self.alive or self.is_crowded():
             return False
         return is_readable(conn.sock, NEXT_REQUEST)
 
@@ -230,8 +276,16 @@ class worker_class(ThreadWorker):
             super().finish_request(conn, fs)
             return
 
-        self.closer.submit(util.close_graceful, conn.sock, SILENCE, DRAINED)
+        self.closer.submit(self.close, conn.sock, time.monotonic() + SILENCE)
         self.nr_conns -= 1
+
+    def close(self, sock, deadline):
+        """Close a connection after the client, or at the deadline.
+
+        The wait for a thread counts, so that few closed connections pile up in a crowd.
+        """
+        remaining = deadline - time.monotonic()
+        util.close_graceful(sock, max(0, remaining), DRAINED)
 
     def handle_error(self, req, client, addr, exc):
         """Answer a request that never reached the application, in JSON instead of HTML.

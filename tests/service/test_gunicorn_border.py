@@ -117,7 +117,10 @@ def names_used(source):
             own.update(each.targets[0].id for each in assignments)
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
             target = node.targets[0]
-            if isinstance(target.value, ast.Name) and target.value.id == "self":
+            if isinstance(target.value, ast.Name) and target.value.id in (
+                "self",
+                "conn",
+            ):
                 own.add(target.attr)
 
     theirs = {*dir(ThreadWorker), *dir(Logger), *dir(SocketUnreader)}
