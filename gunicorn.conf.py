@@ -59,6 +59,7 @@ import os
 import re
 import resource
 import secrets
+import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -400,6 +401,16 @@ def pre_request(worker, req):
     # gunicorn only compares letters: /helpdeskapi would be a path below /helpdesk.
     if not f"{req.path}/".startswith(f"{PREFIX}/"):
         req.path = f"{PREFIX}/nowhere"
+
+
+def post_fork(server, worker):
+    """Let a signal end a worker that has no signal handlers of its own yet.
+
+    Until then it has the master's, which queue the signal for a loop that only the
+    master runs: the worker would serve until it is killed after graceful_timeout.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def when_ready(server):
