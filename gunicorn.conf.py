@@ -17,6 +17,7 @@ PORT keeps its meaning to gunicorn; WEB_CONCURRENCY too, except for its default.
 # ThreadWorker.log: to log what goes wrong outside the application
 # ThreadWorker.nr_conns: to see whether connections wait for a thread
 # ThreadWorker.pending_conns: to count silent connections
+# ThreadWorker.pid: to tell a worker from the master
 # ThreadWorker.wait_for_and_dispatch_events: to survive a lack of descriptors or threads
 # TConn.data_ready: to tell a connection that was silent from a new one
 # TConn.init: to have the parser before the first request
@@ -73,7 +74,7 @@ from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.gthread import _DEFER, ThreadWorker
 
 import ticketsvc
-from database import is_readable
+from database import backend, is_readable
 
 settings = ticketsvc.read_settings(os.environ)
 ticketsvc.gunicorn_conf_is_read = True  # Else create_app() warns.
@@ -411,6 +412,15 @@ def post_fork(server, worker):
     """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
+
+
+def worker_exit(server, worker):
+    """Close the database connections of a worker.
+
+    gunicorn calls this in the master too, for a worker that is gone already.
+    """
+    if worker.pid == os.getpid():
+        backend.close()
 
 
 def when_ready(server):

@@ -20,7 +20,7 @@ from gunicorn.sock import TCPSocket
 from gunicorn.workers import gthread
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from tests.helpers import ROOT
+from tests.helpers.contract import ROOT
 
 SOURCE = (ROOT / "gunicorn.conf.py").read_text()
 LISTED = re.findall(r"^# (\w+)\.(\w+): (to .+)$", SOURCE, re.MULTILINE)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.helpers import ROOT, once
+from tests.helpers.contract import ROOT, once
 
 pytestmark = once
 

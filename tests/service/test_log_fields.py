@@ -1,6 +1,6 @@
 """Nothing that a request carries adds a line to the log or moves a field: E12."""
 
-from tests.helpers import TICKETS, once
+from tests.helpers.contract import TICKETS, once
 
 pytestmark = once
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.helpers import TICKETS, once
+from tests.helpers.contract import TICKETS, once
 
 pytestmark = once
 

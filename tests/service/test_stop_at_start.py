@@ -3,7 +3,7 @@
 import signal
 import time
 
-from tests.helpers import ROOT, once
+from tests.helpers.contract import ROOT, once
 
 pytestmark = once
 
