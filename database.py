@@ -89,7 +89,18 @@ PRAGMAS = {
     "synchronous": "full",
     # KiB of page cache for a connection; the operating system caches the file too.
     "cache_size": -256,
+    # Only Checkpointer copies the log into the database.
+    "wal_autocheckpoint": 0,
+    # Bytes that the log keeps when it begins anew, after a long reader let it grow.
+    "journal_size_limit": 16 * 1024 * 1024,
 }
+# A process copies the log into the database after it has added about LOG_SIZE bytes,
+# or when it has written nothing for QUIET_TIME.
+LOG_SIZE = 2 * 1024 * 1024
+QUIET_TIME = 1  # seconds
+COMMIT_SIZE = 12 * 1024  # bytes: pages that the writes of a commit share
+ROW_SIZE = 4 * 1024  # bytes: the page of a write's own row
+CHECKPOINT_POLL = 0.001  # seconds between two attempts to take the write lock
 
 
 class Write:
@@ -104,9 +115,141 @@ class Write:
         self.deadline = time.monotonic() + TIMEOUT
         self.outcome = Future()  # Its rows, PROMOTED or an exception.
 
+    def log_size(self):
+        """Return about how many bytes it adds to the log, its old version included."""
+        texts = [value for value in self.params if isinstance(value, str)]
+        return ROW_SIZE + 2 * sum(map(len, texts))
+
     def claim(self):
         """Take it for a commit; return False if its own thread has given it up."""
         return self.outcome.set_running_or_notify_cancel()
+
+
+def begin_immediate(connection, check_file, deadline, pause):
+    """Take the write lock, trying every `pause` seconds until `deadline`.
+
+    SQLite's own busy handler sleeps longer each time, and under load some processes
+    then never get the lock.
+    """
+    while True:
+        try:
+            # Before connecting, which would write a log into another file.
+            check_file()
+            connection.connect(reuse_if_open=True)
+            connection.execute_sql("BEGIN IMMEDIATE")
+            return
+        except OperationalError as error:
+            is_locked = "database is locked" in str(error)
+            if not is_locked or time.monotonic() > deadline:
+                raise
+        time.sleep(pause)
+
+
+class Checkpointer:
+    """A thread that copies the write-ahead log into the database while nobody commits.
+
+    Before SQLite 3.51.3, a checkpoint that begins while another connection's commit
+    restarts the log can lose commits or break the file (sqlite.org/wal.html, "the
+    WAL-reset bug"). So SQLite's automatic checkpoints are off, and this thread holds
+    the write lock during its own. The lock is that of an empty transaction on a second
+    connection: beside one that writes, the log could not be copied to its end.
+    """
+
+    def __init__(self, check_file, make_database):
+        self._check_file = check_file
+        self._locker = make_database(timeout=0)
+        self._copier = make_database(timeout=0)
+
+        self._thread = None
+        self._is_closing = False
+        self._wakeup = threading.Event()
+
+        # Bytes, about. Only the leader changes the first, only the thread the second.
+        self._added = 0
+        self._copied = 0
+
+    def add(self, size):
+        """Note that the leader has added about `size` bytes to the log."""
+        was_empty = self._added == self._copied
+        self._added += size
+        if was_empty or self._added - self._copied >= LOG_SIZE:
+            self._wakeup.set()
+        if self._thread is None:
+            self._start()
+
+    def _start(self):
+        thread = threading.Thread(target=self._run, name="checkpointer", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            return  # There is no room for a thread: the next write tries again.
+        self._thread = thread
+
+    def close(self):
+        """End the thread, and close its connections."""
+        if self._thread is not None:
+            self._is_closing = True
+            self._wakeup.set()
+            self._thread.join()
+            self._is_closing = False
+            self._thread = None
+        self._close_connections()
+
+    def _run(self):
+        while not self._is_closing:
+            self._wakeup.wait()
+            self._wakeup.clear()
+            self._wait_until_due()
+            if not self._is_closing:
+                self._checkpoint()
+
+    def _wait_until_due(self):
+        """Return when the log is long, or when nothing was added for QUIET_TIME."""
+        while self._added - self._copied < LOG_SIZE and not self._is_closing:
+            added = self._added
+            self._wakeup.wait(QUIET_TIME)
+            self._wakeup.clear()
+            if self._added == added:
+                return
+
+    def _checkpoint(self):
+        """Copy the log; after a failure, or beside a reader, try again later."""
+        added = self._added
+        try:
+            is_complete = self.copy_log("PASSIVE", TIMEOUT)
+        except peewee.PeeweeException:
+            # A full disk, or a file that was moved: a write would say so in the log.
+            is_complete = False
+
+        if is_complete:
+            self._copied = added
+        else:
+            time.sleep(QUIET_TIME)
+        if self._added > self._copied:
+            self._wakeup.set()
+
+    def copy_log(self, mode, seconds):
+        """Make a checkpoint, waiting so many seconds for the write lock.
+
+        `mode` is one of SQLite's (sqlite.org/pragma.html#pragma_wal_checkpoint). Return
+        whether all of the log was copied, and with TRUNCATE, whether it is empty.
+        """
+        try:
+            deadline = time.monotonic() + seconds
+            begin_immediate(self._locker, self._check_file, deadline, CHECKPOINT_POLL)
+            self._copier.connect(reuse_if_open=True)
+            statement = f"PRAGMA wal_checkpoint({mode})"
+            cursor = self._copier.execute_sql(statement)
+            [(is_busy, in_log, copied)] = cursor.fetchall()
+            self._locker.execute_sql("ROLLBACK")
+        except BaseException:
+            self._close_connections()
+            raise
+        return not is_busy and in_log == copied
+
+    def _close_connections(self):
+        self._copier.close()
+        self._locker.close()
 
 
 class SqliteBackend:
@@ -131,12 +274,12 @@ class SqliteBackend:
         self.database = self._make_database(TIMEOUT)
         self._idle_readers = deque()
 
-        # SQLite's busy handler sleeps longer each time, and under load some processes
-        # then never get the lock: the leader does not use it, but tries every POLL s.
         self._writer = self._make_database(timeout=0)
         self._lock = threading.Lock()  # Guards the two below.
         self._has_leader = False
         self._waiting = deque()
+
+        self._checkpointer = Checkpointer(self._check_file, self._make_database)
 
     def _make_database(self, timeout):
         # Without mode=rw, SQLite makes an empty file if the one it knew is gone.
@@ -166,10 +309,23 @@ class SqliteBackend:
 
     def close(self):
         """Close the connections of this process."""
+        self._checkpointer.close()
         self.database.close()
         self._writer.close()
         while self._idle_readers:
             self._idle_readers.pop().close()
+
+    def empty_log(self, seconds):
+        """Copy the whole log into the database and truncate it.
+
+        Return False if a reader, or a writer, prevents it for so many seconds.
+        """
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self._checkpointer.copy_log("TRUNCATE", deadline - time.monotonic()):
+                return True
+            time.sleep(0.1)
+        return False
 
     def read(self, query):
         """Return the rows of a SELECT."""
@@ -230,7 +386,7 @@ class SqliteBackend:
         own.claim()
         group = [own]
         try:
-            self._begin(own.deadline)
+            begin_immediate(self._writer, self._check_file, own.deadline, POLL)
             group.extend(self._claim_waiting())
             self._commit(group)
         except BaseException as error:
@@ -254,21 +410,6 @@ class SqliteBackend:
             write = self._waiting.popleft()
             if write.claim():
                 yield write
-
-    def _begin(self, deadline):
-        """Take the write lock. Nothing has been run yet, so this may be tried again."""
-        while True:
-            try:
-                # Before connecting, which would write a log into another file.
-                self._check_file()
-                self._writer.connect(reuse_if_open=True)
-                self._writer.execute_sql("BEGIN IMMEDIATE")
-                return
-            except OperationalError as error:
-                is_locked = "database is locked" in str(error)
-                if not is_locked or time.monotonic() > deadline:
-                    raise
-            time.sleep(POLL)
 
     def _commit(self, group):
         """Run the statements and commit them. A statement that fails does so alone.
@@ -295,6 +436,7 @@ class SqliteBackend:
             self._writer.close()
         for write, rows in written:
             write.outcome.set_result(rows)
+        self._checkpointer.add(COMMIT_SIZE + sum(write.log_size() for write in group))
 
     def _check_file(self):
         """Raise OperationalError unless the path still names the file of the start."""
