@@ -29,7 +29,8 @@ def _timestamp(column):
 class Ticket(Model):
     """A support ticket: what the classifier said of it and what people made of it.
 
-    `version` counts the writes of the row and is its entity tag; no body shows it.
+    `version` counts the writes of the row; it begins the entity tag, and no body of the
+    ticket shows it.
     """
 
     id = peewee.BigAutoField(constraints=[AUTOINCREMENT])
@@ -61,8 +62,8 @@ class Ticket(Model):
     def patch(cls, ticket_id, changes, caller=None, match=None, none_match=None):
         """Write `changes` (a dict of columns) to one ticket and return it as a dict.
 
-        `caller` is the name of whoever asks, or None. The version of the ticket must be
-        one of `match` and none of `none_match`: lists of int, "*" for any version, None
+        `caller` is the name of whoever asks, or None. The entity tag of the ticket must
+        be one of `match` and none of `none_match`: lists of str, "*" for any tag, None
         for no condition. Return None if no row was written.
         """
         nothing_matches = match == [] or none_match == "*"
@@ -87,17 +88,32 @@ class Ticket(Model):
         """
         confidence = values.get("confidence_score") or 0
         is_resolved = confidence >= CONFIDENCE_THRESHOLD
-        query = (
-            cls.insert(
-                **values,
-                status="ai_resolved" if is_resolved else "pending_agent",
-                updated_by=caller,
-                idempotency_key=key,
-            )
-            .on_conflict(action="NOTHING", conflict_target=[cls.idempotency_key])
-            .returning(*cls._meta.sorted_fields)
-        )
+        row = {
+            **values,
+            "status": "ai_resolved" if is_resolved else "pending_agent",
+            "updated_by": caller,
+        }
+        if key is None:
+            query = cls.insert(row)
+        else:
+            query = cls._insert_once({**row, "idempotency_key": key}, key)
+        query = query.returning(*cls._meta.sorted_fields)
         return _first(backend.write(*query.sql()))
+
+    @classmethod
+    def _insert_once(cls, row, key):
+        """Return the query that inserts a row unless there is a ticket with its key.
+
+        A conflict alone would use up an id. It decides for two transactions of
+        PostgreSQL at the same moment, which do not see each other's rows.
+        """
+        with_key = cls.select(SQL("1")).where(cls.idempotency_key == key)
+        values = [peewee.Value(value, converter=False) for value in row.values()]
+        new_row = peewee.Select(columns=values).where(~peewee.fn.EXISTS(with_key))
+        fields = [cls._meta.fields[name] for name in row]
+        return cls.insert_from(new_row, fields).on_conflict(
+            action="NOTHING", conflict_target=[cls.idempotency_key]
+        )
 
     @classmethod
     def find(cls, ticket_id):
@@ -234,6 +250,16 @@ END
 TRIGGERS = (KEEP_VERSION, LEAVE_MARK)
 
 
+# The entity tag of a ticket: also after a restore, when versions are given out again,
+# no two states share one.
+_TAG = SQL("(version || '-' || updated_at)")
+
+
+def entity_tag(ticket):
+    """Return the entity tag of a ticket (a dict), without its quotes."""
+    return f"{ticket['version']}-{ticket['updated_at']}"
+
+
 def _first(rows):
     return rows[0] if rows else None
 
@@ -263,14 +289,14 @@ def _patch_sql(database, columns, match_count, none_match_count):
     It is cached, because Peewee takes longer to build it than SQLite to run it. The
     values that Peewee is given here are placeholders: Ticket.patch() passes the real
     ones in the same order, which is the columns in the order of the model, the id, the
-    versions to match, those not to match.
+    tags to match, those not to match.
     """
     assignments = dict.fromkeys(columns, "")
     condition = Ticket.id == 0
     if match_count > 0:
-        condition &= Ticket.version.in_([0] * match_count)
+        condition &= _TAG.in_([""] * match_count)
     if none_match_count > 0:
-        condition &= Ticket.version.not_in([0] * none_match_count)
+        condition &= _TAG.not_in([""] * none_match_count)
 
     query = (
         Ticket.update(**assignments, updated_at=NOW, version=SQL("version + 1"))

@@ -42,13 +42,13 @@ class DecimalInteger(fields.Integer):
 
 
 class TicketPatchSchema(Schema):
-    """The fields a person may correct; null is not a correction."""
+    """The fields a person may correct; null clears one (RFC 7396)."""
 
     class Meta:
         unknown = EXCLUDE
 
-    category = text(CATEGORY_MAX)
-    ai_suggested_response = text(RESPONSE_MAX)
+    category = text(CATEGORY_MAX, allow_none=True)
+    ai_suggested_response = text(RESPONSE_MAX, allow_none=True)
     status = fields.String(validate=OneOf(STATUSES))
 
 

@@ -6,6 +6,7 @@ brings an old database up to date.
 """
 
 import hmac
+import ipaddress
 import json
 import logging
 import os
@@ -13,11 +14,16 @@ import re
 import secrets
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 from flask import Blueprint, Flask, Response, abort, current_app, g, request, url_for
 from flask.logging import default_handler
 from marshmallow import ValidationError
-from werkzeug.exceptions import HTTPException, InternalServerError
+from werkzeug.exceptions import (
+    HTTPException,
+    InternalServerError,
+    UnsupportedMediaType,
+)
 from werkzeug.routing import IntegerConverter
 
 import models
@@ -27,6 +33,9 @@ from models import Ticket
 MAX_BODY = 1024 * 1024  # bytes
 MAX_PAGE = 8 * 1024 * 1024  # bytes
 MAX_TAGS = 100
+MAX_SHOWN_HOST = 100  # characters
+MAX_SHOWN_KEY = 100  # characters
+MAX_SHOWN_PATH = 200  # characters
 OPEN_PATHS = ("/api/health", "/api/openapi.json")
 FILED_ONCE = ("user_description", "confidence_score")
 # Visible ASCII but the comma: servers join a header that is sent twice with one.
@@ -35,12 +44,10 @@ REQUEST_ID = re.compile("[A-Za-z0-9._-]{1,128}")
 # RFC 9110, sections 8.8.3 and 5.6.1: a recipient takes empty elements of a list.
 ENTITY_TAGS = re.compile(r'[ \t,]*((W/)?"[!#-~\x80-\xff]*"[ \t]*(,[ \t,]*|$))+')
 ENTITY_TAG = re.compile('(W/)?"([^"]*)"')
-VERSION = re.compile("[1-9][0-9]{0,18}")
 LOG_FORMAT = "[%(asctime)s] [%(process)d] [%(levelname)s] [%(request_id)s] %(message)s"
 OPENAPI = Path(__file__).with_name("openapi.json").read_text("utf-8")
 ACCEPT_PATCH = "application/json, application/merge-patch+json"
 ERROR_MESSAGES = {
-    404: "No such path",
     405: "The method is not allowed for this path",
     413: "Request body is larger than 1 MiB",
     500: "Internal server error",
@@ -57,13 +64,27 @@ gunicorn_conf_is_read = False  # gunicorn.conf.py sets it.
 
 
 def _refuse_constant(name):
-    raise ValueError(f"{name} is not JSON")
+    raise ValueError(f"it contains {name}")
+
+
+def _refuse_repeated_keys(pairs):
+    """Return the pairs of a JSON object as a dict, or raise ValueError."""
+    body = dict(pairs)
+    if len(body) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"{encode(repeated)[:MAX_SHOWN_KEY]} is given twice")
+    return body
 
 
 encode = json.JSONEncoder(ensure_ascii=False).encode
 # Every number becomes a float, so that Python's limit on the digits of an integer does
 # not apply to unknown keys.
-decode = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=float).decode
+decode = json.JSONDecoder(
+    parse_constant=_refuse_constant,
+    parse_int=float,
+    object_pairs_hook=_refuse_repeated_keys,
+).decode
 
 
 class JSONResponse(Response):
@@ -79,7 +100,7 @@ def json_response(body, status=200, headers=None):
 def ticket_response(ticket, status=200, headers=None):
     """Answer with one ticket and its strong ETag (RFC 9110, section 8.8.3)."""
     response = json_response(schemas.ticket_schema.dump(ticket), status, headers)
-    response.set_etag(str(ticket["version"]))
+    response.set_etag(models.entity_tag(ticket))
     return response
 
 
@@ -129,12 +150,44 @@ def read_body():
     return data
 
 
+class UnsupportedEncoding(UnsupportedMediaType):
+    """A body with a Content-Encoding (RFC 9110, section 15.5.16)."""
+
+    description = "Content-Encoding must be identity"
+
+    def get_headers(self, *args, **kwargs):
+        return [*super().get_headers(*args, **kwargs), ("Accept-Encoding", "identity")]
+
+
+def check_content_encoding():
+    """Abort with 415 if the body is compressed, or says so."""
+    for coding in request.headers.get("Content-Encoding", "").split(","):
+        if coding.strip().lower() not in ("", "identity"):
+            raise UnsupportedEncoding
+
+
+def parse_json(data):
+    """Return the JSON value in bytes, or abort with a sentence that says why not."""
+    try:
+        return decode(data.decode("utf-8"))
+    except UnicodeDecodeError:
+        reason = "it is not UTF-8"
+    except RecursionError:
+        reason = "it is nested too deeply"
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg} at line {error.lineno}, column {error.colno}"
+    except ValueError as error:
+        reason = str(error)
+    abort(400, f"Request body is not valid JSON: {reason}")
+
+
 def load_body():
     """Return the JSON object in the body, {} without a body, or abort."""
     data = read_body()
     length = request.content_length or 0
     if not data and length == 0:
         return {}
+    check_content_encoding()
     if not request.is_json:
         sentence = "Content-Type must be application/json or application/*+json, "
         if request.mimetype:
@@ -142,10 +195,7 @@ def load_body():
         abort(415, f"{sentence}and none was sent")
     if len(data) < length:
         abort(400, "Request body is shorter than its Content-Length")
-    try:
-        body = decode(data.decode("utf-8"))
-    except (ValueError, RecursionError):
-        abort(400, "Request body is not valid JSON")
+    body = parse_json(data)
     if not isinstance(body, dict):
         abort(400, "Request body must be a JSON object")
     return body
@@ -160,11 +210,12 @@ def load_query(schema):
     return schema.load(query)
 
 
-def versions_in(name, weak):
-    """Return the versions that a conditional header names (RFC 9110, section 13.1).
+def entity_tags(name, weak):
+    """Return the tags in a conditional header (RFC 9110, section 13.1), without quotes.
 
-    Return None without the header, and "*" for any version. With `weak`, weak tags
-    count like strong ones (weak comparison, RFC 9110, section 8.8.3.2).
+    Return None without the header, and "*" for any tag. With `weak`, weak tags count
+    like strong ones (weak comparison, RFC 9110, section 8.8.3.2); without, they match
+    nothing and are left out.
     """
     value = request.headers.get(name)
     if value is None:
@@ -173,16 +224,13 @@ def versions_in(name, weak):
         return "*"
     if not ENTITY_TAGS.fullmatch(value) or value.count('"') > 2 * MAX_TAGS:
         abort(400, f"{name} must be * or entity tags in double quotes")
-
-    tags = [tag for mark, tag in ENTITY_TAG.findall(value) if weak or not mark]
-    versions = [int(tag) for tag in tags if VERSION.fullmatch(tag)]
-    return [version for version in versions if version <= models.ID_MAX]
+    return [tag for mark, tag in ENTITY_TAG.findall(value) if weak or not mark]
 
 
 def load_conditions():
-    """Return the versions of If-Match and those of If-None-Match."""
-    match = versions_in("If-Match", weak=False)
-    none_match = versions_in("If-None-Match", weak=True)
+    """Return the tags of If-Match and those of If-None-Match."""
+    match = entity_tags("If-Match", weak=False)
+    none_match = entity_tags("If-None-Match", weak=True)
     return match, none_match
 
 
@@ -207,18 +255,57 @@ def identify_request():
 
 
 @bp.before_app_request
+def require_trusted_host():
+    """Refuse a request for this host by a name that is not its own.
+
+    Without a token, any web page that somebody on this host opens could otherwise send
+    requests to the service, by a name that resolves to 127.0.0.1 (DNS rebinding).
+    """
+    trusted_hosts = current_app.config["TRUSTED_HOSTS"]
+    is_open = bool(current_app.config["TOKENS"]) and trusted_hosts is None
+    if is_open or request.path in OPEN_PATHS:
+        return
+
+    host = host_without_port(request.environ.get("HTTP_HOST", ""))
+    shown = f"Host {host[:MAX_SHOWN_HOST]}" if host else "Host"
+    if trusted_hosts is None:
+        if not is_loopback(host):
+            advice = "set TICKETSVC_TOKENS or TICKETSVC_TRUSTED_HOSTS"
+            abort(400, f"{shown} is not trusted: {advice}")
+    elif host not in trusted_hosts and "*" not in trusted_hosts:
+        abort(400, f"{shown} is not trusted")
+
+
+def host_without_port(value):
+    """Return the name or the address in a Host header (RFC 9110, 7.2) in lower case."""
+    return re.sub(":[0-9]*$", "", value.strip()).lower()
+
+
+def is_loopback(host):
+    """Return whether a name or an address is one of this host's own."""
+    if host in ("localhost", "[::1]"):
+        return True
+    try:
+        return ipaddress.IPv4Address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@bp.before_app_request
 def require_token():
     """Refuse a request without one of the tokens (RFC 6750), before any other check."""
     tokens = current_app.config["TOKENS"]
     if not tokens or request.path in OPEN_PATHS:
         return
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not given.strip():
+        abort(401, "A token is needed: send Authorization: Bearer <token>")
     # WSGI passes headers as Latin-1. Every token is compared, so that the time taken
     # does not tell which of them came close.
     given = given.strip().encode("latin-1")
     names = [name for name, token in tokens if hmac.compare_digest(given, token)]
-    if scheme.lower() != "bearer" or not names:
-        abort(401, "Missing or invalid token")
+    if not names:
+        abort(401, "The token is not valid")
     g.caller = names[0]
     request.environ["REMOTE_USER"] = g.caller or "-"
 
@@ -260,7 +347,7 @@ def create_ticket():
     key = load_idempotency_key()
     status = 201
     ticket = Ticket.add(values, g.caller, key)
-    if ticket is None:
+    if ticket is None:  # The key was used before.
         status = 200
         ticket = Ticket.find_by_key(key)
         if any(ticket[name] != values.get(name) for name in FILED_ONCE):
@@ -277,11 +364,11 @@ def get_ticket(ticket_id):
     ticket = Ticket.find(ticket_id)
     if ticket is None:
         abort(404, TICKET_NOT_FOUND)
-    version = ticket["version"]
-    if match is not None and match != "*" and version not in match:
+    tag = models.entity_tag(ticket)
+    if match is not None and match != "*" and tag not in match:
         abort(412, TICKET_CHANGED)
     response = ticket_response(ticket)
-    if none_match is not None and (none_match == "*" or version in none_match):
+    if none_match is not None and (none_match == "*" or tag in none_match):
         response.status_code = 304
     return response
 
@@ -323,12 +410,23 @@ def get_openapi():
     return JSONResponse(OPENAPI)
 
 
+def requested_path():
+    """Return the path as the client sent it, decoded, with the prefix."""
+    target = request.environ.get("RAW_URI", "")
+    if not target.startswith("/"):  # The absolute form, or a server that hides it.
+        return f"{request.root_path}{request.path}"
+    path, _, _ = target.partition("?")
+    return unquote(path)
+
+
 def handle_http_error(error):
     """Build the body of every error but a validation error."""
     response = error.get_response()
     message = error.description
     is_werkzeugs = message == type(error).description  # Not one given to abort().
-    if is_werkzeugs:
+    if is_werkzeugs and error.code == 404:
+        message = f"No such path: {requested_path()[:MAX_SHOWN_PATH]}"
+    elif is_werkzeugs:
         message = ERROR_MESSAGES.get(error.code, message)
     response.data = f"{encode({'error': message})}\n"
     response.mimetype = "application/json"
@@ -365,6 +463,9 @@ LEVELS = ("debug", "info", "warning", "error", "critical")
 # A name is what the log and the history show of a token (RFC 6750, 2.1: b64token).
 TOKEN = r" *(?:[A-Za-z0-9._-]+:)?[A-Za-z0-9._~+/-]+=* *"
 
+# A name, an IPv4 or an IPv6 address, or any host.
+HOST = r" *(?:[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:.]+\]?|\*) *"
+
 
 class Setting:
     """A variable: its default, the pattern of its values, and how that is said."""
@@ -388,6 +489,11 @@ SETTINGS = {
         None,
         f"{TOKEN}(?:,{TOKEN})*",
         "tokens of A-Z a-z 0-9 - . _ ~ + / or name:token, separated by single commas",
+    ),
+    "TICKETSVC_TRUSTED_HOSTS": Setting(
+        None,
+        f"{HOST}(?:,{HOST})*",
+        "names or addresses of hosts without ports, or *, separated by single commas",
     ),
     "WEB_CONCURRENCY": Setting("2", "[1-9][0-9]{0,2}", "1 to 999 worker processes"),
 }
@@ -415,6 +521,7 @@ def read_settings(environ):
         "MISSING_STATUS": int(values["TICKETSVC_MISSING_STATUS"]),
         "POOL_SIZE": int(values["TICKETSVC_POOL_SIZE"]),
         "TOKENS": parse_tokens(values["TICKETSVC_TOKENS"]),
+        "TRUSTED_HOSTS": parse_hosts(values["TICKETSVC_TRUSTED_HOSTS"]),
         "WORKERS": int(values["WEB_CONCURRENCY"]),
     }
 
@@ -430,6 +537,17 @@ def parse_tokens(text):
     if len({token for _, token in tokens}) < len(tokens):
         sys.exit("TICKETSVC_TOKENS must not have a token twice")
     return tokens
+
+
+def parse_hosts(text):
+    """Return the hosts in "name,address,…" as Host headers have them, or None."""
+    if text is None:
+        return None
+    hosts = set()
+    for part in text.lower().split(","):
+        host = part.strip().strip("[]")
+        hosts.add(f"[{host}]" if ":" in host else host)
+    return hosts
 
 
 def add_request_id(record):
