@@ -461,6 +461,9 @@ SESSION = (
     r"-c synchronous_commit=on -c default_transaction_isolation=read\ committed"
 )
 SERVER_TIMEOUTS = {
+    # Behind a pooler in transaction mode, each transaction may have another session,
+    # and prepared statements of two clients share their names.
+    "prepare_threshold": None,
     "connect_timeout": 3,  # seconds
     "keepalives_idle": 60,  # seconds
     "tcp_user_timeout": 10_000,  # milliseconds
