@@ -455,14 +455,16 @@ class SqliteBackend:
 PSYCOPG = "psycopg[binary]==3.3.9"
 # Whatever the defaults of the server are, an acknowledged write is on disk, and an
 # UPDATE that waited sees the row as it has become. A locked row holds a connection for
-# no more than a second.
-SESSION = (
-    f"-c statement_timeout={TIMEOUT}s -c lock_timeout=1s "
-    r"-c synchronous_commit=on -c default_transaction_isolation=read\ committed"
-)
+# no more than a second. The settings end with the transaction: behind a pooler the next
+# one may have another session, and PgBouncer refuses startup options.
+BEGIN = f"""
+BEGIN ISOLATION LEVEL READ COMMITTED;
+SET LOCAL statement_timeout = '{TIMEOUT}s';
+SET LOCAL lock_timeout = '1s';
+SET LOCAL synchronous_commit = on;
+"""
 SERVER_TIMEOUTS = {
-    # Behind a pooler in transaction mode, each transaction may have another session,
-    # and prepared statements of two clients share their names.
+    # Behind a pooler, prepared statements of two clients share their names.
     "prepare_threshold": None,
     "connect_timeout": 3,  # seconds
     "keepalives_idle": 60,  # seconds
@@ -488,12 +490,12 @@ class PostgresqlBackend:
 
     strict_tables = False  # All of its tables are.
 
-    def __init__(self, size, database, options="", **parameters):
+    def __init__(self, size, database, **parameters):
         self.database = peewee.PostgresqlDatabase(
             database,
             encoding="utf8",
+            isolation_level="READ COMMITTED",
             prefer_psycopg3=True,
-            options=f"{options} {SESSION}",
             **{**SERVER_TIMEOUTS, **parameters},
         )
         self.name = database
@@ -528,8 +530,11 @@ class PostgresqlBackend:
 
     def read(self, query):
         """Return the rows of a SELECT."""
+        sql, params = query.sql()
         with self._connected() as connection:
-            return rows_of(connection.execute(*query.sql()))
+            cursor = psycopg.ClientCursor(connection)
+            cursor.execute(f"{BEGIN}{sql}; COMMIT", params)
+            return rows_of(cursor.set_result(-2))
 
     def write(self, sql, params):
         """Run a statement once, and return its rows when they are on disk.
@@ -538,11 +543,10 @@ class PostgresqlBackend:
         and goes on runs what it has received, behind newer writes, but finds no COMMIT.
         """
         with self._connected() as connection:
-            with connection.pipeline():
-                connection.execute("BEGIN")
-                cursor = connection.execute(sql, params)
-            rows = rows_of(cursor)
-            connection.execute("COMMIT")
+            cursor = psycopg.ClientCursor(connection)
+            cursor.execute(f"{BEGIN}{sql}", params)
+            rows = rows_of(cursor.set_result(-1))
+            connection.commit()
             return rows
 
     @contextmanager
