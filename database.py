@@ -14,8 +14,6 @@ import time
 from collections import deque
 from concurrent.futures import Future, TimeoutError
 from contextlib import contextmanager
-from functools import partial
-from queue import Empty, LifoQueue
 from urllib.parse import quote, urlsplit
 
 import peewee
@@ -24,6 +22,7 @@ from playhouse import db_url
 
 try:
     import psycopg
+    from psycopg.rows import dict_row
 except ImportError:  # The driver is needed for PostgreSQL only.
     psycopg = None
 
@@ -463,14 +462,16 @@ SET LOCAL statement_timeout = '{TIMEOUT}s';
 SET LOCAL lock_timeout = '1s';
 SET LOCAL synchronous_commit = on;
 """
-SERVER_TIMEOUTS = {
-    # Behind a pooler, prepared statements of two clients share their names.
-    "prepare_threshold": None,
-    "connect_timeout": 3,  # seconds
+# A parameter of the URL takes the place of its default here.
+DEFAULTS = {
+    "connect_timeout": 3,  # seconds, for each host and address
     "keepalives_idle": 60,  # seconds
     "tcp_user_timeout": 10_000,  # milliseconds
 }
-POOL_TIMEOUT = 2  # seconds, the longest that a request waits for a connection
+GRACE = 0.5  # seconds after the deadline, for the server to report its own timeout
+# The longest that a write waits for other writes of its process: a thread that waits to
+# write cannot read.
+WRITE_ROOM_TIMEOUT = 2  # seconds
 RETRY_TIME = 1  # seconds, after a connection could not be made
 
 
@@ -481,30 +482,246 @@ def is_readable(file, seconds):
     return bool(poll.poll(seconds * 1000))
 
 
-class PostgresqlBackend:
-    """PostgreSQL, with a pool whose waits are bounded, also while the server is silent.
+def _one_line(error):
+    return " ".join(str(error).split())
 
-    Peewee's own pool makes one connection at a time, under a lock that returning a
-    connection needs too.
+
+if psycopg is not None:
+
+    class TimedConnection(psycopg.Connection):
+        """A connection that does not wait for the server after a deadline.
+
+        The server's own timeout says nothing while the server is silent.
+        """
+
+        deadline = float("inf")
+
+        def wait(self, generator, *args, **options):
+            remaining = self.deadline - time.monotonic()
+            options["timeout"] = max(0.001, remaining)
+            try:
+                return super().wait(generator, *args, **options)
+            except psycopg.OperationalError as error:
+                is_from_server = error.sqlstate is not None
+                if is_from_server or time.monotonic() < self.deadline:
+                    raise
+                raise OperationalError("the server did not answer in time") from error
+
+
+class Session:
+    """A connection to PostgreSQL, and the cursor for its statements.
+
+    A ClientCursor sends several statements as one string, in one round trip.
+    """
+
+    def __init__(self, parameters):
+        self.connection = TimedConnection.connect(
+            autocommit=True,
+            # Behind a pooler, prepared statements of two clients share their names.
+            prepare_threshold=None,
+            cursor_factory=psycopg.ClientCursor,
+            row_factory=dict_row,
+            **parameters,
+        )
+        self._cursor = self.connection.cursor()
+
+    def read(self, sql, params):
+        """Return the rows of a SELECT, in a transaction of its own."""
+        self._cursor.execute(f"{BEGIN}{sql}; COMMIT", params)
+        return self._cursor.set_result(-2).fetchall()
+
+    def begin(self, sql, params):
+        """Begin a transaction, and return the rows of its first statement."""
+        self._cursor.execute(f"{BEGIN}{sql}", params)
+        return self._cursor.set_result(-1).fetchall()
+
+    def commit(self):
+        self.connection.commit()
+
+    def is_stale(self):
+        """Return whether the server has closed the connection.
+
+        It sends nothing to an idle one before that.
+        """
+        return is_readable(self.connection, 0)
+
+    def close(self):
+        self.connection.close()
+
+
+class Pool:
+    """At most `size` sessions, each of them idle or used by one thread.
+
+    Peewee's own pool makes one at a time, under a lock that returning one needs too.
+    Here each is made in a thread of its own, since neither a name server nor a list of
+    hosts has a deadline; who waits takes whichever is idle first.
+    """
+
+    def __init__(self, size, make_session):
+        self._size = size
+        self._make_session = make_session
+
+        self._changed = threading.Condition()  # Guards all that follow.
+        self._is_closed = False
+        self._idle = []  # sessions, the one used last at the end
+        self._open = set()  # sessions, idle or in use
+        self._connecting = 0  # threads that make a session
+        self._waiting = 0  # threads that wait for a session
+        self._failures = 0  # attempts to make one, of this pool
+        self._last_failure = None  # an exception; None after a success
+        self._retry_at = 0.0  # No attempt begins before this time.
+
+    @contextmanager
+    def session(self, deadline):
+        """Give a session that no other thread uses meanwhile.
+
+        Raise OperationalError if none is idle at the deadline.
+        """
+        session = self._take(deadline)
+        while session.is_stale():
+            self._discard(session)
+            session = self._take(deadline)
+
+        try:
+            session.connection.deadline = deadline + GRACE
+            yield session
+        except BaseException:
+            self._discard(session)
+            raise
+        self._give_back(session)
+
+    def close(self):
+        """Close all sessions, also those in use and those that are being made."""
+        with self._changed:
+            self._is_closed = True
+            self._idle.clear()
+            sessions = list(self._open)
+        for session in sessions:
+            self._discard(session)
+
+    def _give_back(self, session):
+        with self._changed:
+            if session in self._open:  # The pool was not closed meanwhile.
+                self._idle.append(session)
+                self._changed.notify()
+
+    def _discard(self, session):
+        """Close a session, and leave its room to another one."""
+        with self._changed:
+            self._open.discard(session)
+            self._changed.notify()
+        session.close()
+
+    def _take(self, deadline):
+        with self._changed:
+            if self._idle:
+                return self._idle.pop()
+
+            self._waiting += 1
+            try:
+                return self._wait_for_session(deadline)
+            finally:
+                self._waiting -= 1
+
+    def _wait_for_session(self, deadline):
+        failures = self._failures
+        while True:
+            self._start_connecting()
+            if self._idle:
+                return self._idle.pop()
+
+            has_none = not self._open and self._connecting == 0
+            if has_none and self._failures > failures:
+                sentence = f"no connection: {_one_line(self._last_failure)}"
+                raise OperationalError(sentence) from self._last_failure
+
+            now = time.monotonic()
+            if now >= deadline:
+                raise OperationalError(self._describe_wait()) from self._last_failure
+            until = deadline
+            if now < self._retry_at:
+                until = min(deadline, self._retry_at)
+            self._changed.wait(until - now)
+
+    def _describe_wait(self):
+        sentence = "no connection was free in time"
+        if self._last_failure is not None:
+            sentence += f", and a new one failed: {_one_line(self._last_failure)}"
+        elif self._connecting > 0:
+            sentence += ", and nobody answers a new one"
+        return sentence
+
+    def _start_connecting(self):
+        """Start a thread that makes a session, if there is room and somebody for it."""
+        has_room = len(self._open) + self._connecting < self._size
+        is_wanted = self._connecting < self._waiting
+        if not has_room or not is_wanted or time.monotonic() < self._retry_at:
+            return
+        try:
+            threading.Thread(target=self._connect, daemon=True).start()
+        except RuntimeError as error:  # There are too many threads.
+            self._note_failure(error)
+        else:
+            self._connecting += 1
+
+    def _connect(self):
+        """Make a session; the thread of each attempt runs this."""
+        session = None
+        failure = None
+        try:
+            session = self._make_session()
+        except Exception as error:
+            failure = error
+
+        with self._changed:
+            self._connecting -= 1
+            is_wanted = session is not None and not self._is_closed
+            if failure is not None:
+                self._note_failure(failure)
+            elif is_wanted:
+                self._last_failure = None
+                self._open.add(session)
+                self._idle.append(session)
+                self._changed.notify()
+        if session is not None and not is_wanted:
+            session.close()
+
+    def _note_failure(self, error):
+        self._failures += 1
+        self._last_failure = error
+        self._retry_at = time.monotonic() + RETRY_TIME
+        self._changed.notify_all()
+
+
+class PostgresqlBackend:
+    """PostgreSQL, with a pool of connections for each process.
+
+    A request has one deadline, for its connection and for its statement.
     """
 
     strict_tables = False  # All of its tables are.
 
-    def __init__(self, size, database, **parameters):
+    def __init__(self, size, parameters):
+        """Take the parameters of a connection by their names in libpq."""
+        self._size = size
+        self._parameters = {**DEFAULTS, **parameters, "client_encoding": "utf8"}
+        self.name = parameters["dbname"]
+        self.host = parameters["host"]
+
+        options = {**self._parameters, "prepare_threshold": None}
+        del options["dbname"]
         self.database = peewee.PostgresqlDatabase(
-            database,
-            encoding="utf8",
+            self.name,
             isolation_level="READ COMMITTED",
             prefer_psycopg3=True,
-            **{**SERVER_TIMEOUTS, **parameters},
+            **options,
         )
-        self.name = database
-        self.host = parameters.get("host")
-        # A slot is an idle connection, or None: room for a new one.
-        self._slots = LifoQueue()
-        self._open = set()
-        for _ in range(size):
-            self._slots.put(None)
+        self._pool = self._make_pool()
+        # Writes leave a connection to the reads, but not the only one.
+        self._room_to_write = threading.BoundedSemaphore(max(1, size - 1))
+
+    def _make_pool(self):
+        return Pool(self._size, lambda: Session(self._parameters))
 
     def prepare(self, create):
         """Call `create` in a transaction, one service at a time. Return False."""
@@ -525,16 +742,14 @@ class PostgresqlBackend:
     def close(self):
         """Close the connections of this process."""
         self.database.close()
-        for connection in list(self._open):
-            self._discard(connection)
+        self._pool.close()
+        self._pool = self._make_pool()
 
     def read(self, query):
         """Return the rows of a SELECT."""
         sql, params = query.sql()
-        with self._connected() as connection:
-            cursor = psycopg.ClientCursor(connection)
-            cursor.execute(f"{BEGIN}{sql}; COMMIT", params)
-            return rows_of(cursor.set_result(-2))
+        with self._pool.session(time.monotonic() + TIMEOUT) as session:
+            return session.read(sql, params)
 
     def write(self, sql, params):
         """Run a statement once, and return its rows when they are on disk.
@@ -542,63 +757,16 @@ class PostgresqlBackend:
         COMMIT is sent when the statement has been answered. A server that was silent
         and goes on runs what it has received, behind newer writes, but finds no COMMIT.
         """
-        with self._connected() as connection:
-            cursor = psycopg.ClientCursor(connection)
-            cursor.execute(f"{BEGIN}{sql}", params)
-            rows = rows_of(cursor.set_result(-1))
-            connection.commit()
-            return rows
-
-    @contextmanager
-    def _connected(self):
-        """Give a connection that no other thread uses meanwhile."""
-        connection = self._take(time.monotonic() + POOL_TIMEOUT)
+        deadline = time.monotonic() + TIMEOUT
+        if not self._room_to_write.acquire(timeout=WRITE_ROOM_TIMEOUT):
+            raise OperationalError("other writes took too long")
         try:
-            yield connection
-        except BaseException:
-            self._discard(connection)
-            self._slots.put(None)
-            raise
-        self._slots.put(connection)
-
-    def _take(self, deadline):
-        """Return an idle connection, or a new one if there is room for it."""
-        while True:
-            try:
-                idle = self._slots.get(timeout=max(0, deadline - time.monotonic()))
-            except Empty:
-                raise OperationalError("no connection was free in time") from None
-
-            if idle is not None:
-                # A server sends nothing to an idle connection, unless it closes it.
-                if not is_readable(idle, 0):
-                    return idle
-                self._discard(idle)
-
-            try:
-                return self._connect()
-            except Exception:
-                threading.Timer(RETRY_TIME, self._slots.put, [None]).start()
-                if not self._open:
-                    raise
-                # Wait for one of those that are open.
-
-    def _connect(self):
-        parameters = self.database.connect_params
-        connection = psycopg.connect(
-            dbname=self.database.database,
-            client_encoding="utf8",
-            autocommit=True,
-            **parameters,
-        )
-        # The server's own timeout says nothing while the server is silent.
-        connection.wait = partial(connection.wait, timeout=TIMEOUT + 1)
-        self._open.add(connection)
-        return connection
-
-    def _discard(self, connection):
-        self._open.discard(connection)
-        connection.close()
+            with self._pool.session(deadline) as session:
+                rows = session.begin(sql, params)
+                session.commit()
+                return rows
+        finally:
+            self._room_to_write.release()
 
 
 # --- Either of them -------------------------------------------------------------------
@@ -617,8 +785,7 @@ def open_database(url, pool_size, create):
     try:
         return found.prepare(create)
     except (peewee.PeeweeException, OSError, TypeError, ValueError) as error:
-        sentence = " ".join(str(error).split())
-        raise ValueError(f"cannot be used: {sentence}") from error
+        raise ValueError(f"cannot be used: {_one_line(error)}") from error
 
 
 def _backend_of(url, pool_size):
@@ -636,8 +803,14 @@ def _backend_of(url, pool_size):
         if is_file:
             return SqliteBackend(path)
         if has_server and psycopg is not None:
-            return PostgresqlBackend(pool_size, **db_url.parse(url, True, True))
-    except (ValueError, TypeError):  # Their text may hold a part of the password.
+            parameters = db_url.parse(url, True, True)
+            parameters["dbname"] = parameters.pop("database")
+            return PostgresqlBackend(pool_size, parameters)
+    except (
+        KeyError,
+        ValueError,
+        TypeError,
+    ):  # Their text may hold a part of the password.
         raise ValueError(URL_ADVICE) from None
 
     if has_server:

@@ -1,0 +1,162 @@
+"""The pool of connections loses none and leaves none open, whatever fails."""
+
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+from peewee import OperationalError
+
+import database
+from database import Pool
+from tests.helpers import wait_for
+
+pytestmark = pytest.mark.database("postgresql")
+
+
+class FakeSession:
+    """A session without a server."""
+
+    def __init__(self):
+        self.connection = SimpleNamespace()
+        self.is_closed = False
+        self.was_closed_by_server = False
+
+    def is_stale(self):
+        return self.was_closed_by_server
+
+    def close(self):
+        self.is_closed = True
+
+
+def soon():
+    """Return a deadline for what is expected to be given up."""
+    return time.monotonic() + 0.2
+
+
+def later():
+    """Return a deadline for what is expected to succeed."""
+    return time.monotonic() + 30
+
+
+@pytest.fixture(autouse=True)
+def short_pause(monkeypatch):
+    monkeypatch.setattr(database, "RETRY_TIME", 0.05)
+
+
+def test_a_session_is_used_again():
+    pool = Pool(1, FakeSession)
+    with pool.session(later()) as first:
+        pass
+    with pool.session(later()) as second:
+        assert second is first
+
+
+def test_no_more_than_its_size_are_open():
+    pool = Pool(2, FakeSession)
+    with (
+        pool.session(later()),
+        pool.session(later()),
+        pytest.raises(OperationalError, match="no connection was free in time"),
+        pool.session(soon()),
+    ):
+        pass
+
+
+def test_one_whose_statement_failed_is_closed_and_replaced():
+    pool = Pool(1, FakeSession)
+    with pytest.raises(ValueError), pool.session(later()) as failed:
+        raise ValueError
+    with pool.session(later()) as session:
+        assert failed.is_closed
+        assert session is not failed
+
+
+def test_one_that_the_server_has_closed_is_closed_and_replaced():
+    pool = Pool(1, FakeSession)
+    with pool.session(later()) as stale:
+        pass
+    stale.was_closed_by_server = True
+    with pool.session(later()) as session:
+        assert stale.is_closed
+        assert session is not stale
+
+
+def test_a_failed_attempt_is_told_and_loses_no_room():
+    failures = [OSError("one\n  line"), OSError("another")]
+
+    def make():
+        if failures:
+            raise failures.pop(0)
+        return FakeSession()
+
+    pool = Pool(1, make)
+    for text in ("no connection: one line", "no connection: another"):
+        with pytest.raises(OperationalError, match=text), pool.session(later()):
+            pass
+    with pool.session(later()):
+        pass
+
+
+def test_a_thread_that_cannot_be_started_loses_no_room(monkeypatch):
+    def fail(thread):
+        raise RuntimeError("can't start new thread")
+
+    pool = Pool(1, FakeSession)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", fail)
+        for _ in range(2):
+            with (
+                pytest.raises(OperationalError, match="can't start new thread"),
+                pool.session(later()),
+            ):
+                pass
+    with pool.session(later()):
+        pass
+
+
+def test_who_waits_gets_the_first_that_is_free():
+    """A new connection that takes long keeps nobody from one that is given back."""
+    is_over = threading.Event()
+    sessions = [FakeSession()]
+
+    def make():
+        if not sessions:
+            is_over.wait(60)
+            raise OSError("the test is over")
+        return sessions.pop()
+
+    pool = Pool(2, make)
+    found = []
+
+    def take():
+        with pool.session(later()) as session:
+            found.append(session)
+
+    with pool.session(later()) as session:
+        waiting = threading.Thread(target=take)
+        waiting.start()
+        wait_for(lambda: pool._waiting, "nobody waits")
+    waiting.join()
+    is_over.set()
+    assert found == [session]
+
+
+def test_closing_closes_what_is_idle_in_use_or_being_made():
+    may_go_on = threading.Event()
+    made = []
+
+    def make():
+        if len(made) == 2:
+            may_go_on.wait(60)
+        made.append(FakeSession())
+        return made[-1]
+
+    pool = Pool(3, make)
+    with pool.session(later()), pool.session(later()):
+        with pytest.raises(OperationalError, match="nobody answers"), pool.session(soon()):
+            pass
+        pool.close()
+        may_go_on.set()
+        wait_for(lambda: len(made) == 3 and made[2].is_closed, "it is open")
+    assert all(session.is_closed for session in made)
