@@ -7,6 +7,7 @@ models build their SQL for. Nothing in this module names a table.
 
 import fcntl
 import os
+import re
 import select
 import sqlite3
 import threading
@@ -14,14 +15,14 @@ import time
 from collections import deque
 from concurrent.futures import Future, TimeoutError
 from contextlib import contextmanager
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import peewee
 from peewee import OperationalError
-from playhouse import db_url
 
 try:
     import psycopg
+    from psycopg.conninfo import conninfo_to_dict
     from psycopg.rows import dict_row
 except ImportError:  # The driver is needed for PostgreSQL only.
     psycopg = None
@@ -31,8 +32,11 @@ TIMEOUT = 5  # seconds, the longest that a request waits for the database
 URL_ADVICE = (
     "must be sqlite:///tickets.db, with four slashes for an absolute path and without "
     "? and #, or postgres://user:password@host:port/database, with / in the password "
-    "as %2F and @ as %40"
+    "as %2F, @ as %40 and % as %25"
 )
+
+# A host of a URL: a name or an address, perhaps with a port.
+HOST = re.compile(r"(?:[^\[\]:]*|\[[0-9A-Fa-f:.%]+\])(?::[0-9]+)?")
 
 database = peewee.DatabaseProxy()
 backend = peewee.Proxy()
@@ -796,23 +800,52 @@ def _backend_of(url, pool_size):
 
     try:
         parts = urlsplit(url)
-        path = parts.path.removeprefix("/")
-        is_file = url == f"sqlite:///{path}" and path not in ("", ":memory:")
-        is_server = parts.scheme in ("postgres", "postgresql")
-        has_server = is_server and parts.hostname is not None and path
-        if is_file:
-            return SqliteBackend(path)
-        if has_server and psycopg is not None:
-            parameters = db_url.parse(url, True, True)
-            parameters["dbname"] = parameters.pop("database")
-            return PostgresqlBackend(pool_size, parameters)
-    except (
-        KeyError,
-        ValueError,
-        TypeError,
-    ):  # Their text may hold a part of the password.
+    except ValueError:  # Its text may hold a part of the password, also below.
         raise ValueError(URL_ADVICE) from None
 
-    if has_server:
-        raise ValueError(f"needs a driver, add it with: pip install '{PSYCOPG}'")
+    path = parts.path.removeprefix("/")
+    if url == f"sqlite:///{path}" and path not in ("", ":memory:"):
+        return SqliteBackend(path)
+    if parts.scheme in ("postgres", "postgresql") and parts.netloc and path:
+        if psycopg is None:
+            raise ValueError(f"needs a driver, add it with: pip install '{PSYCOPG}'")
+        return PostgresqlBackend(pool_size, _postgresql_parameters(parts))
     raise ValueError(URL_ADVICE)
+
+
+def _postgresql_parameters(parts):
+    """Return what libpq reads in a URL (a result of urlsplit), several hosts included.
+
+    Raise ValueError with a sentence, which does not contain the password.
+    """
+    user, at, hosts = parts.netloc.rpartition("@")
+    # With @ or / in the password, libpq takes a part of it for the name of a host or of
+    # the database, which its messages show.
+    has_hosts = all(HOST.fullmatch(host) for host in hosts.split(","))
+    if not has_hosts or "@" in parts.path:
+        raise ValueError(URL_ADVICE)
+
+    netloc = f"{user.replace('@', '%40')}{at}{hosts}"
+    try:
+        parameters = conninfo_to_dict(parts._replace(netloc=netloc).geturl())
+    except psycopg.Error:
+        name = _unknown_parameter(parts.query)
+        if name is None:
+            raise ValueError(URL_ADVICE) from None
+        sentence = f'has an invalid connection option "{name}": it {URL_ADVICE}'
+        raise ValueError(sentence) from None
+
+    if "host" not in parameters:
+        raise ValueError(URL_ADVICE)
+    return parameters
+
+
+def _unknown_parameter(query):
+    """Return the first name in the query of a URL that libpq does not know, or None."""
+    if "@" in query:  # It may be a part of a password with ? in it.
+        return None
+    known = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()}
+    for name, _ in parse_qsl(query, keep_blank_values=True):
+        if name not in known:
+            return name
+    return None
