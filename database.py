@@ -15,6 +15,7 @@ import time
 from collections import deque
 from concurrent.futures import Future, TimeoutError
 from contextlib import contextmanager
+from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, urlsplit
 
 import peewee
@@ -71,6 +72,43 @@ NOW = Dialect(_SQLITE_NOW, _TO_TEXT.format("clock_timestamp"))
 DEFAULT_NOW = Dialect(f"DEFAULT ({_SQLITE_NOW})", f"DEFAULT {_TO_TEXT.format('now')}")
 # Keeps the id of a deleted row from being given out again (sqlite.org/autoinc.html).
 AUTOINCREMENT = Dialect("AUTOINCREMENT", "")
+
+
+@dataclass
+class Group:
+    """The rows with one value of a column, which is the first one of an index."""
+
+    column: peewee.Field
+    value: object
+
+
+def in_order(query, column, is_ascending, bound=None, group=None):
+    """Return a query ordered by a column, beyond `bound`, of the rows of a group.
+
+    It walks the index on the column, or the one on the group's column and this one.
+    """
+    if group is None or is_sqlite():
+        if group is not None:
+            query = query.where(group.column == group.value)
+        if bound is not None:
+            query = query.where(column > bound if is_ascending else column < bound)
+        return query.order_by(column.asc() if is_ascending else column.desc())
+
+    # With an equation, PostgreSQL may walk the primary key instead, in the hope that a
+    # row of the group comes soon: of 10,000,000 tickets that took seconds.
+    key = peewee.Tuple(group.column, column)
+    if is_ascending:
+        query = query.where(group.column <= group.value)
+        beyond = group.column >= group.value
+        if bound is not None:
+            beyond = key > (group.value, bound)
+        return query.where(beyond).order_by(group.column.asc(), column.asc())
+
+    query = query.where(group.column >= group.value)
+    beyond = group.column <= group.value
+    if bound is not None:
+        beyond = key < (group.value, bound)
+    return query.where(beyond).order_by(group.column.desc(), column.desc())
 
 
 def rows_of(cursor):

@@ -5,7 +5,16 @@ import functools
 import peewee
 from peewee import SQL, Check, Model, TextField
 
-from database import AUTOINCREMENT, DEFAULT_NOW, NOW, backend, database, open_database
+from database import (
+    AUTOINCREMENT,
+    DEFAULT_NOW,
+    NOW,
+    Group,
+    backend,
+    database,
+    in_order,
+    open_database,
+)
 from upgrade import Trigger, bring_up_to_date
 
 STATUSES = ("ai_resolved", "pending_agent", "closed")
@@ -134,10 +143,10 @@ class Ticket(Model):
         They come newest first below `before`, or oldest first above `after`.
         At most one more than `limit` is read, to know whether more follow.
         """
-        query = cls.select()
+        within = None
         if status is not None:
-            query = query.where(cls.status == status)
-        return _walk(query, cls.id, limit, before, after)
+            within = Group(cls.status, status)
+        return _walk(cls.select(), cls.id, limit, before, after, within)
 
     @classmethod
     def history(cls, ticket, limit, before=None):
@@ -264,17 +273,17 @@ def _first(rows):
     return rows[0] if rows else None
 
 
-def _walk(query, column, limit, before=None, after=None):
-    """Yield rows by a column, a chunk at a time: up from `after`, else down."""
+def _walk(query, column, limit, before=None, after=None, within=None):
+    """Yield rows by a column, a chunk at a time: up from `after`, else down.
+
+    `within` is the Group that they belong to, or None.
+    """
     is_ascending = after is not None
     bound = after if is_ascending else before
-    query = query.order_by(column.asc() if is_ascending else column.desc())
     size = min(limit + 1, CHUNK)
 
     while True:
-        chunk = query.limit(size)
-        if bound is not None:
-            chunk = chunk.where(column > bound if is_ascending else column < bound)
+        chunk = in_order(query, column, is_ascending, bound, within).limit(size)
         rows = backend.read(chunk)
         yield from rows
         if len(rows) < size:
