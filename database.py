@@ -374,6 +374,13 @@ class SqliteBackend:
         with self._reader() as reader:
             return rows_of(reader.execute_sql(*query.sql()))
 
+    def read_settled(self, query):
+        """Return the rows of a SELECT of greatest ids; see PostgresqlBackend.
+
+        SQLite gives out ids under the write lock: their order is that of the commits.
+        """
+        return self.read(query)
+
     @contextmanager
     def _reader(self):
         """Give a connection that no other thread uses meanwhile."""
@@ -735,6 +742,23 @@ class Pool:
         self._changed.notify_all()
 
 
+# A transaction that writes to a table of the service holds this advisory lock, shared,
+# from before it draws any id until it has ended.
+WRITING_LOCK = 8238
+WRITERS = """
+SELECT virtualtransaction AS writer
+FROM pg_locks
+WHERE locktype = 'advisory' AND classid = 0 AND objid = %s AND objsubid = 1
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+SETTLE_TIMEOUT = 1  # seconds, the longest wait for the transactions that write
+SETTLE_POLL = 0.005  # seconds between two looks at them, at first
+
+
+class Busy(Exception):
+    """A transaction has been writing for longer than SETTLE_TIMEOUT."""
+
+
 class PostgresqlBackend:
     """PostgreSQL, with a pool of connections for each process.
 
@@ -792,6 +816,33 @@ class PostgresqlBackend:
         sql, params = query.sql()
         with self._pool.session(time.monotonic() + TIMEOUT) as session:
             return session.read(sql, params)
+
+    def read_settled(self, query):
+        """Return the rows of a SELECT of greatest ids, when all lower ids are settled.
+
+        Ids are not committed in the order in which they are drawn. Whoever has drawn a
+        lower id and not committed it when the SELECT ran, holds WRITING_LOCK after it;
+        so it is enough to wait until these transactions have ended. Taking the lock
+        exclusively would be shorter, but writes would queue behind the wait. Raise Busy
+        after SETTLE_TIMEOUT.
+        """
+        rows = self.read(query)
+        deadline = time.monotonic() + SETTLE_TIMEOUT
+        pause = SETTLE_POLL
+        unsettled = self._writers()
+        while unsettled:
+            if time.monotonic() > deadline:
+                raise Busy
+            time.sleep(pause)
+            pause = min(2 * pause, 0.1)
+            unsettled &= self._writers()
+        return rows
+
+    def _writers(self):
+        """Return the set of the transactions that are writing now."""
+        with self._pool.session(time.monotonic() + TIMEOUT) as session:
+            rows = session.read(WRITERS, [WRITING_LOCK])
+        return {row["writer"] for row in rows}
 
     def write(self, sql, params):
         """Run a statement once, and return its rows when they are on disk.

@@ -1,6 +1,7 @@
 """The ticket: its tables, and the verbs that change or find one."""
 
 import functools
+from dataclasses import dataclass
 
 import peewee
 from peewee import SQL, Check, Model, TextField
@@ -9,6 +10,7 @@ from database import (
     AUTOINCREMENT,
     DEFAULT_NOW,
     NOW,
+    WRITING_LOCK,
     Group,
     backend,
     database,
@@ -164,6 +166,73 @@ class Ticket(Model):
         yield from _walk(query, TicketVersion.version, limit, before)
 
     @classmethod
+    def newest(cls):
+        """Return the Cursor behind all that is written now, with nothing missing below.
+
+        Raise database.Busy if a transaction writes for too long.
+        """
+        ticket_id = cls.select(peewee.fn.MAX(cls.id))
+        version_id = TicketVersion.select(peewee.fn.MAX(TicketVersion.id))
+        query = peewee.Select(
+            columns=[ticket_id.alias("ticket_id"), version_id.alias("version_id")]
+        )
+        [row] = backend.read_settled(query.bind(database))
+        return Cursor(row["ticket_id"] or 0, row["version_id"] or 0)
+
+    @classmethod
+    def changes(cls, since, newest):
+        """Yield (cursor, ticket) for each change between two Cursors.
+
+        First come the versions, then the new tickets, each in the order of their ids.
+        A ticket is a dict as it is now, with `filed`, or with `deleted` if it is gone.
+        The cursor says how far a follower has read with it.
+        """
+        query = TicketVersion.select(TicketVersion.id, TicketVersion.ticket_id)
+        for rows in _chunks(query, since.version_id, newest.version_id):
+            tickets = cls._as_followed([row["ticket_id"] for row in rows])
+            for row in rows:
+                ticket_id = row["ticket_id"]
+                gone = {"id": ticket_id, "deleted": True}
+                cursor = Cursor(since.ticket_id, row["id"])
+                yield cursor, tickets.get(ticket_id, gone)
+
+        for rows in _chunks(cls.select(cls.id), since.ticket_id, newest.ticket_id):
+            tickets = cls._as_followed([row["id"] for row in rows])
+            for ticket_id, ticket in sorted(tickets.items()):
+                yield Cursor(ticket_id, newest.version_id), ticket
+
+    @classmethod
+    def _as_followed(cls, ticket_ids):
+        """Return the tickets with these ids, {id: dict}, with what was filed."""
+        first = TicketVersion.alias()
+        query = (
+            cls.select(
+                *cls._meta.sorted_fields,
+                first.version.alias("first_version"),
+                first.category.alias("filed_category"),
+                first.ai_suggested_response.alias("filed_response"),
+            )
+            .join(
+                first,
+                peewee.JOIN.LEFT_OUTER,
+                on=(first.ticket_id == cls.id) & (first.version == 1),
+            )
+            .where(cls.id.in_(sorted(set(ticket_ids))))
+        )
+        tickets = {}
+        for ticket in backend.read(query):
+            ticket["filed"] = None
+            if ticket["version"] == 1:
+                ticket["filed"] = ticket
+            elif ticket["first_version"] is not None:
+                ticket["filed"] = {
+                    "category": ticket["filed_category"],
+                    "ai_suggested_response": ticket["filed_response"],
+                }
+            tickets[ticket["id"]] = ticket
+        return tickets
+
+    @classmethod
     def clock(cls):
         """Return the database's time as a timestamp, having read the table."""
         query = cls.select(NOW.alias("now"), peewee.fn.MAX(cls.id))
@@ -190,6 +259,20 @@ class TicketVersion(Model):
         database = database
         table_name = "ticket_version"
         indexes = ((("ticket_id", "version"), False),)
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """How far a follower has read: the greatest id of a ticket, and that of a version.
+
+    A ticket gets an id when it is filed, and a version when it is changed or deleted.
+    """
+
+    ticket_id: int
+    version_id: int
+
+    def __str__(self):
+        return f"{self.ticket_id}-{self.version_id}"
 
 
 MODELS = (Ticket, TicketVersion)
@@ -256,7 +339,24 @@ BEGIN
 END
 """,
 )
-TRIGGERS = (KEEP_VERSION, LEAVE_MARK)
+# Ids are not committed in the order in which PostgreSQL gives them out. A statement
+# takes this lock before it draws one; see PostgresqlBackend.read_settled().
+SHOW_WRITING = Trigger(
+    name="ticket_writing",
+    table="ticket",
+    sqlite=None,
+    postgresql="""\
+CREATE TRIGGER ticket_writing
+BEFORE INSERT OR UPDATE OR DELETE ON ticket
+FOR EACH STATEMENT EXECUTE FUNCTION ticket_writing()""",
+    function=f"""
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared({WRITING_LOCK});
+    RETURN NULL;
+END
+""",
+)
+TRIGGERS = (KEEP_VERSION, LEAVE_MARK, SHOW_WRITING)
 
 
 # The entity tag of a ticket: also after a restore, when versions are given out again,
@@ -271,6 +371,18 @@ def entity_tag(ticket):
 
 def _first(rows):
     return rows[0] if rows else None
+
+
+def _chunks(query, after, last):
+    """Yield lists of rows by their ids, from above `after` up to `last`."""
+    column = query.model.id
+    while after < last:
+        chunk = query.where(column > after, column <= last).order_by(column)
+        rows = backend.read(chunk.limit(CHUNK))
+        if not rows:
+            return
+        yield rows
+        after = rows[-1]["id"]
 
 
 def _walk(query, column, limit, before=None, after=None, within=None):

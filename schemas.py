@@ -5,8 +5,16 @@ import re
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validates_schema
 from marshmallow.validate import Length, OneOf, Range
 
-from models import CATEGORY_MAX, DESCRIPTION_MAX, ID_MAX, RESPONSE_MAX, STATUSES
+from models import (
+    CATEGORY_MAX,
+    DESCRIPTION_MAX,
+    ID_MAX,
+    RESPONSE_MAX,
+    STATUSES,
+    Cursor,
+)
 
+CURSOR = re.compile("([0-9]{1,19})-([0-9]{1,19})")
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
@@ -81,11 +89,53 @@ class VersionSchema(Schema):
     updated_by = fields.String()
 
 
+class FiledSchema(Schema):
+    """What the classifier said of a ticket."""
+
+    category = fields.String()
+    ai_suggested_response = fields.String()
+
+
+class ChangedTicketSchema(TicketSchema):
+    """A ticket as a follower gets it."""
+
+    version = fields.Integer()
+    updated_by = fields.String()
+    filed = fields.Nested(FiledSchema)
+
+
+class DeletedTicketSchema(Schema):
+    """A ticket that is gone."""
+
+    id = fields.Integer()
+    deleted = fields.Boolean()
+
+
 class PageQuerySchema(Schema):
     """The query of a page; a parameter that does not exist is an error."""
 
     limit = DecimalInteger(validate=Range(1, 1000), load_default=100)
     before = DecimalInteger(validate=Range(1, ID_MAX))
+
+
+class CursorField(fields.Field):
+    """A cursor, as the feed's links have it: two integers with a hyphen."""
+
+    def _deserialize(self, value, attr, data, **kwargs):
+        found = isinstance(value, str) and CURSOR.fullmatch(value)
+        if not found:
+            raise ValidationError("Not a valid cursor.")
+        cursor = Cursor(ticket_id=int(found[1]), version_id=int(found[2]))
+        if max(cursor.ticket_id, cursor.version_id) > ID_MAX:
+            raise ValidationError("Not a valid cursor.")
+        return cursor
+
+
+class ChangeQuerySchema(Schema):
+    """The query of a page of the feed."""
+
+    since = CursorField()
+    limit = DecimalInteger(validate=Range(1, 1000), load_default=100)
 
 
 class TicketQuerySchema(PageQuerySchema):
@@ -104,4 +154,7 @@ ticket_schema = TicketSchema()
 ticket_patch_schema = TicketPatchSchema(partial=True)
 ticket_query_schema = TicketQuerySchema()
 version_schema = VersionSchema()
+changed_ticket_schema = ChangedTicketSchema()
+deleted_ticket_schema = DeletedTicketSchema()
+change_query_schema = ChangeQuerySchema()
 page_query_schema = PageQuerySchema()

@@ -7,6 +7,7 @@ brings an old database up to date.
 
 import hmac
 import ipaddress
+import itertools
 import json
 import logging
 import os
@@ -22,13 +23,15 @@ from marshmallow import ValidationError
 from werkzeug.exceptions import (
     HTTPException,
     InternalServerError,
+    ServiceUnavailable,
     UnsupportedMediaType,
 )
 from werkzeug.routing import IntegerConverter
 
 import models
 import schemas
-from models import Ticket
+from database import Busy
+from models import Cursor, Ticket
 
 MAX_BODY = 1024 * 1024  # bytes
 MAX_PAGE = 8 * 1024 * 1024  # bytes
@@ -113,22 +116,27 @@ def page_response(rows, schema, query, bound, key):
     parts = []
     size = 0  # bytes
     last = None
-    has_more = False
+    link = None
     for row in rows:
         part = encode(schema.dump(row)).encode()
         size += len(part)
         is_full = len(parts) == query["limit"] or size > MAX_PAGE
         if parts and is_full:
-            has_more = True
+            following = {**query, bound: last[key]}
+            path = url_for(request.endpoint, **request.view_args, **following)
+            link = f'<{path}>; rel="next"'
             break
         parts.append(part)
         last = row
 
+    return array_response(parts, link)
+
+
+def array_response(parts, link=None):
+    """Answer with an array of JSON texts in bytes, and a Link if there is one."""
     response = JSONResponse(b"[" + b", ".join(parts) + b"]\n")
-    if has_more:
-        following = {**query, bound: last[key]}
-        path = url_for(request.endpoint, **request.view_args, **following)
-        response.headers["Link"] = f'<{path}>; rel="next"'
+    if link is not None:
+        response.headers["Link"] = link
     return response
 
 
@@ -391,6 +399,46 @@ def list_versions(ticket_id):
         abort(404, TICKET_NOT_FOUND)
     versions = Ticket.history(ticket, **query)
     return page_response(versions, schemas.version_schema, query, "before", "version")
+
+
+@bp.get("/v1/changes")
+def list_changes():
+    """Answer with tickets filed, changed or deleted after a cursor, as they are now."""
+    query = load_query(schemas.change_query_schema)
+    try:
+        newest = Ticket.newest()
+    except Busy:
+        raise ServiceUnavailable("Database is busy", retry_after=1) from None
+
+    # A follower without a cursor reads every ticket as it is now: no change before.
+    since = query.get("since", Cursor(0, newest.version_id))
+    if since.version_id > newest.version_id:
+        raise ValidationError({"since": ["Not a cursor of this database."]})
+
+    parts = {}  # A ticket that has changed twice is in a page once.
+    size = 0  # bytes
+    changes = itertools.islice(Ticket.changes(since, newest), query["limit"])
+    for cursor, ticket in changes:
+        part = encode_change(ticket)
+        if parts and size + len(part) > MAX_PAGE:
+            break
+        parts[ticket["id"]] = part
+        size += len(part)
+        since = cursor
+
+    following = {"since": str(since)}
+    if "limit" in request.args:
+        following["limit"] = query["limit"]
+    link = f'<{url_for(".list_changes", **following)}>; rel="next"'
+    return array_response([parts[ticket_id] for ticket_id in sorted(parts)], link)
+
+
+def encode_change(ticket):
+    """Return a ticket (a dict) as the feed shows it, as the bytes of a JSON object."""
+    schema = schemas.changed_ticket_schema
+    if "deleted" in ticket:
+        schema = schemas.deleted_ticket_schema
+    return encode(schema.dump(ticket)).encode()
 
 
 @bp.get("/health")

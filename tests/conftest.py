@@ -105,7 +105,7 @@ def postgresql_url(postgresql, request, turn):
         fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH
     ):
         run_sql(postgresql, "DROP TABLE IF EXISTS ticket, ticket_version")
-        for name in ("ticket_version_kept", "ticket_deleted"):
+        for name in ("ticket_version_kept", "ticket_deleted", "ticket_writing"):
             run_sql(postgresql, f"DROP FUNCTION IF EXISTS {name}")
         yield postgresql
 
