@@ -4,9 +4,13 @@ import sqlite3
 
 import psycopg
 
+from database import BEGIN
+
 
 def record_statements(monkeypatch):
     """Return a list that gets each statement from now on: its text and parameters.
+
+    What begins and ends its transaction on PostgreSQL is left out.
 
     Connections of SQLite that are open already are left alone.
     """
@@ -31,7 +35,8 @@ def record_statements(monkeypatch):
         return connect(*arguments, factory=Connection, **options)
 
     def execute_recorded(self, sql, params=None, **options):
-        found.append((sql, params or ()))
+        statement = sql.removeprefix(BEGIN).removesuffix("; COMMIT")
+        found.append((statement, params or ()))
         return execute(self, sql, params, **options)
 
     monkeypatch.setattr(sqlite3, "connect", connect_recorded)

@@ -1,4 +1,4 @@
-"""Nobody waits for PostgreSQL longer than about 5 seconds, whatever does not answer: E7."""
+"""Nobody waits for PostgreSQL for longer than about 5 seconds: E7."""
 
 import socket
 import threading
@@ -8,8 +8,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.helpers import TICKETS, close_connections, connect, end, execute, together, wait_for
-from tests.postgresql.relay import Relay
+from tests.helpers.contract import TICKETS
+from tests.helpers.databases import close_connections, connect, execute
+from tests.helpers.relay import Relay
+from tests.helpers.timing import together, wait_for
 from ticketsvc import create_app
 
 pytestmark = pytest.mark.database("postgresql")
@@ -62,7 +64,9 @@ def test_the_open_connections_serve_all_while_no_new_one_is_answered(client, rel
     assert longest < LONGEST
 
 
-def test_a_locked_row_is_given_up_in_time_while_no_new_connection_is_answered(client, relay, lock):
+def test_a_locked_row_is_given_up_in_time_while_no_new_connection_is_answered(
+    client, relay, lock
+):
     lock()
     relay.swallow_new_connections()
     statuses, longest = patch_at_once(client, 16)
@@ -70,7 +74,9 @@ def test_a_locked_row_is_given_up_in_time_while_no_new_connection_is_answered(cl
     assert longest < LONGEST
 
 
-def test_a_request_is_given_up_in_time_if_no_connection_is_left(client, relay, sql, caplog):
+def test_a_request_is_given_up_in_time_if_no_connection_is_left(
+    client, relay, sql, caplog
+):
     relay.swallow_new_connections()
     sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {OTHERS}")
     statuses, longest = patch_at_once(client, 16)
@@ -79,7 +85,9 @@ def test_a_request_is_given_up_in_time_if_no_connection_is_left(client, relay, s
     assert "no connection" in caplog.text
 
 
-def test_a_name_server_that_does_not_answer_is_given_up_in_time(database_url, sql, monkeypatch):
+def test_a_name_server_that_does_not_answer_is_given_up_in_time(
+    database_url, sql, monkeypatch
+):
     parts = urlsplit(database_url)
     netloc = parts.netloc.replace(parts.hostname, "localhost")
     app = create_app({"DATABASE_URL": parts._replace(netloc=netloc).geturl()})
@@ -99,23 +107,25 @@ def test_a_name_server_that_does_not_answer_is_given_up_in_time(database_url, sq
     assert longest < LONGEST
 
 
-def test_reading_goes_on_while_any_number_of_writes_wait(make_server, lock):
+def test_reading_goes_on_while_any_number_of_writes_wait(make_server, start_load, lock):
     """E7: more of them than there are threads."""
     server = make_server(WEB_CONCURRENCY="1").start().fill(100)
     lock()
-    load = server.load(100, 100)
+    load = start_load(server, 100, 100)
     server.wait_for_answers(100)
     for path in (f"{TICKETS}/1", "/api/health") * 2:
         started = time.monotonic()
         assert server.request("GET", path).status == 200
         assert time.monotonic() - started < LONGEST
-    assert set(end(load)["statuses"]) == {500}
+    assert set(load.end()["statuses"]) == {500}
 
 
 def test_the_log_has_the_cause_of_a_lost_connection(make_server, lock, sql):
     """P10: in its first line."""
     server = make_server(WEB_CONCURRENCY="1").start().fill(1)
-    waiting = f"SELECT 1 FROM pg_stat_activity WHERE {OTHERS} AND wait_event_type = 'Lock'"
+    waiting = (
+        f"SELECT 1 FROM pg_stat_activity WHERE {OTHERS} AND wait_event_type = 'Lock'"
+    )
     lock()
     patch = threading.Thread(target=server.patch, args=(1, {"status": "closed"}))
     patch.start()

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from database import backend, database
-from tests.helpers import TICKETS
+from tests.helpers.contract import TICKETS
 
 pytestmark = pytest.mark.database("postgresql")
 
@@ -34,7 +34,9 @@ def queries(monkeypatch):
     """The queries that the application has read."""
     found = []
     read = backend.obj.read
-    monkeypatch.setattr(backend.obj, "read", lambda query: found.append(query.sql()) or read(query))
+    monkeypatch.setattr(
+        backend.obj, "read", lambda query: found.append(query.sql()) or read(query)
+    )
     return found
 
 

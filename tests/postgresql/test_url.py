@@ -1,4 +1,4 @@
-"""The URL of a PostgreSQL database, as libpq reads it: several hosts, TLS, parameters."""
+"""The URL of a PostgreSQL database, as libpq reads it: hosts, TLS, parameters."""
 
 import re
 from urllib.parse import urlsplit
@@ -6,7 +6,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from database import backend
-from tests.helpers import TICKETS, close_connections, free_port, start_line
+from tests.helpers.contract import TICKETS
+from tests.helpers.databases import close_connections
+from tests.helpers.server import free_port, start_line
 from ticketsvc import create_app
 
 pytestmark = pytest.mark.database("postgresql")
@@ -53,7 +55,9 @@ def test_a_host_that_is_none_to_write_to_stops_the_start(database_url):
 @pytest.mark.parametrize("name", ["pgbouncer", "supa", "pool_size", "schema"])
 def test_a_parameter_of_another_tool_is_named(name):
     """E8."""
-    line = start_line(DATABASE_URL=f"postgres://user:s3cret@host/db?sslmode=require&{name}=true")
+    line = start_line(
+        DATABASE_URL=f"postgres://user:s3cret@host/db?sslmode=require&{name}=true"
+    )
     assert line.startswith(f'DATABASE_URL: has an invalid connection option "{name}"')
     assert line.count("\n") == 1
     assert "s3cret" not in line

@@ -10,7 +10,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from tests.helpers import free_port, wait_for
+from tests.helpers.server import free_port
+from tests.helpers.timing import wait_for
 
 CONFIGURATION = """\
 [databases]

@@ -24,7 +24,9 @@ class Relay:
 
         credentials = self._server.netloc.rpartition("@")[0]
         self.port = self._listener.getsockname()[1]
-        self.url = self._server._replace(netloc=f"{credentials}@127.0.0.1:{self.port}").geturl()
+        self.url = self._server._replace(
+            netloc=f"{credentials}@127.0.0.1:{self.port}"
+        ).geturl()
 
     def _run(self):
         while not self._is_over:
