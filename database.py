@@ -675,10 +675,10 @@ class Pool:
     def _wait_for_session(self, deadline):
         failures = self._failures
         while True:
-            self._start_connecting()
             if self._idle:
                 return self._idle.pop()
 
+            self._start_connecting()
             has_none = not self._open and self._connecting == 0
             if has_none and self._failures > failures:
                 sentence = f"no connection: {_one_line(self._last_failure)}"

@@ -9,7 +9,7 @@ from peewee import OperationalError
 
 import database
 from database import Pool
-from tests.helpers import wait_for
+from tests.helpers.timing import wait_for
 
 pytestmark = pytest.mark.database("postgresql")
 
@@ -45,11 +45,13 @@ def short_pause(monkeypatch):
 
 
 def test_a_session_is_used_again():
-    pool = Pool(1, FakeSession)
-    with pool.session(later()) as first:
-        pass
-    with pool.session(later()) as second:
-        assert second is first
+    made = []
+    pool = Pool(8, lambda: made.append(FakeSession()) or made[-1])
+    for _ in range(3):
+        with pool.session(later()) as session:
+            assert session is made[0]
+    time.sleep(0.05)  # In which a thread would make another one.
+    assert len(made) == 1
 
 
 def test_no_more_than_its_size_are_open():
@@ -65,8 +67,11 @@ def test_no_more_than_its_size_are_open():
 
 def test_one_whose_statement_failed_is_closed_and_replaced():
     pool = Pool(1, FakeSession)
-    with pytest.raises(ValueError), pool.session(later()) as failed:
-        raise ValueError
+    with (
+        pytest.raises(ValueError, match="the statement"),
+        pool.session(later()) as failed,
+    ):
+        raise ValueError("the statement failed")
     with pool.session(later()) as session:
         assert failed.is_closed
         assert session is not failed
@@ -117,11 +122,13 @@ def test_a_thread_that_cannot_be_started_loses_no_room(monkeypatch):
 
 def test_who_waits_gets_the_first_that_is_free():
     """A new connection that takes long keeps nobody from one that is given back."""
+    is_connecting = threading.Event()
     is_over = threading.Event()
     sessions = [FakeSession()]
 
     def make():
         if not sessions:
+            is_connecting.set()
             is_over.wait(60)
             raise OSError("the test is over")
         return sessions.pop()
@@ -136,7 +143,7 @@ def test_who_waits_gets_the_first_that_is_free():
     with pool.session(later()) as session:
         waiting = threading.Thread(target=take)
         waiting.start()
-        wait_for(lambda: pool._waiting, "nobody waits")
+        is_connecting.wait(60)
     waiting.join()
     is_over.set()
     assert found == [session]
@@ -154,7 +161,10 @@ def test_closing_closes_what_is_idle_in_use_or_being_made():
 
     pool = Pool(3, make)
     with pool.session(later()), pool.session(later()):
-        with pytest.raises(OperationalError, match="nobody answers"), pool.session(soon()):
+        with (
+            pytest.raises(OperationalError, match="nobody answers"),
+            pool.session(soon()),
+        ):
             pass
         pool.close()
         may_go_on.set()
