@@ -33,14 +33,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-if (
-    __name__ == "__main__"
-):  # What serves as the limit has nothing of the service in memory.
+# What serves as the limit has nothing of the service in memory.
+if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     from tests.helpers.databases import POSTGRESQL, postgresql_database, run_sql
     from tests.helpers.load import cpu, memory
@@ -53,11 +53,23 @@ COLUMNS = (
     "id, user_description, category, ai_suggested_response, confidence_score, status, "
     "created_at, updated_at"
 )
-NOW = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
 UPDATE = (
-    f"UPDATE ticket SET category = ?, updated_at = {NOW}, version = version + 1 "
-    f"WHERE id = ? RETURNING {COLUMNS}, version"
+    "UPDATE ticket SET category = {param}, updated_at = {now}, version = version + 1 "
+    f"WHERE id = {{param}} RETURNING {COLUMNS}, version"
 )
+SQLITE_UPDATE = UPDATE.format(param="?", now="strftime('%Y-%m-%dT%H:%M:%fZ', 'now')")
+POSTGRESQL_UPDATE = UPDATE.format(
+    param="%s",
+    now="to_char(clock_timestamp() AT TIME ZONE 'UTC', "
+    """'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')""",
+)
+# What each service is compared with.
+LIMITS = {
+    "ticketsvc": "limit",
+    "limit": "limit",
+    "PostgreSQL": "PG limit",
+    "PG limit": "PG limit",
+}
 WRK_SCRIPT = """
 local sent = 0
 request = function()
@@ -83,12 +95,26 @@ def limit(environ, start_response):
             os.environ["LIMIT_FILE"], isolation_level=None, timeout=5
         )
         _connection.execute("PRAGMA synchronous = full")
+    return answer(_connection, SQLITE_UPDATE, environ, start_response)
+
+
+def postgresql_limit(environ, start_response):
+    """Be the same on PostgreSQL: one connection in autocommit to a thread."""
+    if not hasattr(_local, "connection"):
+        import psycopg
+
+        _local.connection = psycopg.connect(os.environ["LIMIT_URL"], autocommit=True)
+    return answer(_local.connection, POSTGRESQL_UPDATE, environ, start_response)
+
+
+def answer(connection, update, environ, start_response):
+    """Run the statement of a request and answer with its row."""
     match = PATH.fullmatch(environ["PATH_INFO"])
     if environ["REQUEST_METHOD"] == "GET":
-        row = _connection.execute("SELECT 1").fetchone()
+        row = connection.execute("SELECT 1").fetchone()
     else:
         category = json.loads(environ["wsgi.input"].read())["category"]
-        row = _connection.execute(UPDATE, (category, int(match[1]))).fetchall()[0]
+        row = connection.execute(update, (category, int(match[1]))).fetchall()[0]
     body = json.dumps(dict(zip(COLUMNS.split(", "), row, strict=False))).encode()
     headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
     start_response("200 OK", headers)
@@ -96,6 +122,7 @@ def limit(environ, start_response):
 
 
 _connection = None
+_local = threading.local()
 
 
 def age(service, count):
@@ -242,6 +269,7 @@ def main():
             environ = {
                 "DATABASE_URL": url or f"sqlite:///{path}",
                 "LIMIT_FILE": str(path),
+                "LIMIT_URL": url or "",
             }
             server = Server(folder, environ, *command)
             stack.callback(server.start().stop)
@@ -260,6 +288,11 @@ def main():
         if POSTGRESQL:
             url = stack.enter_context(postgresql_database())
             services["PostgreSQL"] = start("PostgreSQL", url=url).fill(TICKETS)
+            url = stack.enter_context(postgresql_database())
+            start("PG limit", url=url).fill(TICKETS).stop()  # It makes the table.
+            run_sql(url, "DROP TRIGGER ticket_version_kept ON ticket")
+            command = "gunicorn benchmark:postgresql_limit --threads 8 --bind {bind}"
+            services["PG limit"] = start("PG limit", command, ROOT / "tests", url=url)
         rest = arguments.rounds, arguments.seconds, folder
         figures |= {"clients": compare(services, *rest), "growth": growth(service)}
         if not arguments.skip_sizes:
@@ -277,8 +310,8 @@ def report(figures):
         "p50 ms  p99 ms  ratio  CPU us  ratio  MiB"
     )
     for clients, found in figures["clients"].items():
-        base = found["limit"]
         for name, f in found.items():
+            base = found[LIMITS[name]]
             print(
                 f"{clients:>7}  {name:<11} {f['throughput']:>8.0f} "
                 f"{f['throughput'] / base['throughput']:>6.2f} "
