@@ -9,18 +9,29 @@ On two cores, two workers each, WAL and synchronous=FULL, medians of five rounds
     clients  name         PATCH/s  ratio  p50 ms  p99 ms  ratio  CPU us  ratio  MiB
           1  ticketsvc       1003   0.68     0.9     1.8   1.62     831   1.54   56
           1  limit           1479   1.00     0.5     1.1   1.00     541   1.00   34
-          1  PostgreSQL       622   0.42     1.6     2.5   2.28    1146   2.12   59
          16  ticketsvc       2155   1.17     6.9    15.4   0.53     763   1.73   60
          16  limit           1848   1.00     8.1    29.1   1.00     440   1.00   34
-         16  PostgreSQL      1092   0.59    13.9    36.8   1.26    1203   2.73   61
          64  ticketsvc       1822   1.07    32.3    78.6   1.46     930   1.91   67
          64  limit           1700   1.00    37.1    53.8   1.00     488   1.00   34
-         64  PostgreSQL       725   0.43    73.8   371.3   6.90    1707   3.50   64
 
 1,000,000 tickets, and versions of one of them, beside 1,000: throughput 1.01, CPU 1.02,
 pages 0.98 to 1.03. The limit shares no sync, which is why many clients are faster than
-it. On PostgreSQL, BEGIN and the statement are one round trip, and COMMIT, sent after
-their answer, is a second.
+it.
+
+PostgreSQL's own limit is the same UPDATE in autocommit, with a connection for each of
+2 x 8 threads and prepared statements. On two cores that were also busy with other
+work, medians of four rounds:
+
+    clients  name         PATCH/s  ratio  p50 ms  p99 ms  ratio  CPU us  ratio  MiB
+          1  PostgreSQL       129   0.87     7.5    49.5   0.71    1390   1.72   52
+          1  PG limit         148   1.00     5.6    70.0   1.00     809   1.00   52
+         16  PostgreSQL       715   0.57    19.9    88.0   1.59    1129   2.43   58
+         16  PG limit        1256   1.00    11.2    55.3   1.00     464   1.00   54
+         64  PostgreSQL       912   0.75    65.6   184.2   1.07    1049   1.88   61
+         64  PG limit        1224   1.00    46.4   171.4   1.00     557   1.00   54
+
+The service keeps a version with each PATCH, needs a second round trip for COMMIT, which
+it sends after the answer to the statement, and prepares nothing, because of poolers.
 """
 
 import argparse
