@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future, TimeoutError
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, urlsplit
 
@@ -29,6 +29,9 @@ except ImportError:  # The driver is needed for PostgreSQL only.
     psycopg = None
 
 TIMEOUT = 5  # seconds, the longest that a request waits for the database
+# The longest that an operator's command waits for a lock, and for readers of the log.
+LONG_TIMEOUT = 60  # seconds
+LOG_TIMEOUT = 10  # seconds
 
 URL_ADVICE = (
     "must be sqlite:///tickets.db, with four slashes for an absolute path and without "
@@ -41,6 +44,10 @@ HOST = re.compile(r"(?:[^\[\]:]*|\[[0-9A-Fa-f:.%]+\])(?::[0-9]+)?")
 
 database = peewee.DatabaseProxy()
 backend = peewee.Proxy()
+# What reading and writing raise, whichever database it is.
+DATABASE_ERRORS = (peewee.PeeweeException, sqlite3.Error)
+if psycopg is not None:
+    DATABASE_ERRORS += (psycopg.Error,)
 
 
 class Dialect(peewee.ColumnBase):
@@ -142,6 +149,33 @@ QUIET_TIME = 1  # seconds
 COMMIT_SIZE = 12 * 1024  # bytes: pages that the writes of a commit share
 ROW_SIZE = 4 * 1024  # bytes: the page of a write's own row
 CHECKPOINT_POLL = 0.001  # seconds between two attempts to take the write lock
+# Those of the operator's commands.
+PROGRESS_STEPS = 100_000  # instructions of SQLite's between two reports of progress
+OPERATOR_PRAGMAS = {
+    **PRAGMAS,
+    # What is deleted is overwritten.
+    "secure_delete": "on",
+}
+
+
+def _open_file(path, mode):
+    """Return a connection to a file as it is, without any pragma."""
+    return sqlite3.connect(
+        f"file:{quote(os.path.abspath(path))}?{mode}",
+        timeout=LONG_TIMEOUT,
+        isolation_level=None,
+        check_same_thread=False,
+        uri=True,
+    )
+
+
+def _run_with_progress(connection, sql, params, report):
+    """Run a statement of SQLite and call `report` meanwhile; return its rows.
+
+    An exception in `report` ends the statement with sqlite3.OperationalError.
+    """
+    connection.set_progress_handler(report, PROGRESS_STEPS)
+    return connection.execute(sql, params).fetchall()
 
 
 class Write:
@@ -166,8 +200,10 @@ class Write:
         return self.outcome.set_running_or_notify_cancel()
 
 
-def begin_immediate(connection, check_file, deadline, pause):
-    """Take the write lock, trying every `pause` seconds until `deadline`.
+def run_when_unlocked(connection, sql, check_file, deadline, pause):
+    """Run a statement that takes the write lock, trying again until `deadline`.
+
+    It is tried every `pause` seconds, on a connection without a busy timeout.
 
     SQLite's own busy handler sleeps longer each time, and under load some processes
     then never get the lock.
@@ -177,7 +213,7 @@ def begin_immediate(connection, check_file, deadline, pause):
             # Before connecting, which would write a log into another file.
             check_file()
             connection.connect(reuse_if_open=True)
-            connection.execute_sql("BEGIN IMMEDIATE")
+            connection.execute_sql(sql)
             return
         except OperationalError as error:
             is_locked = "database is locked" in str(error)
@@ -257,7 +293,7 @@ class Checkpointer:
         """Copy the log; after a failure, or beside a reader, try again later."""
         added = self._added
         try:
-            is_complete = self.copy_log("PASSIVE", TIMEOUT)
+            is_complete = self.copy_log(TIMEOUT)
         except peewee.PeeweeException:
             # A full disk, or a file that was moved: a write would say so in the log.
             is_complete = False
@@ -269,18 +305,22 @@ class Checkpointer:
         if self._added > self._copied:
             self._wakeup.set()
 
-    def copy_log(self, mode, seconds):
-        """Make a checkpoint, waiting so many seconds for the write lock.
+    def copy_log(self, seconds):
+        """Copy the log into the database, as far as no reader needs it.
 
-        `mode` is one of SQLite's (sqlite.org/pragma.html#pragma_wal_checkpoint). Return
-        whether all of the log was copied, and with TRUNCATE, whether it is empty.
+        Wait so many seconds for the write lock. Return whether all was copied.
         """
+        deadline = time.monotonic() + seconds
         try:
-            deadline = time.monotonic() + seconds
-            begin_immediate(self._locker, self._check_file, deadline, CHECKPOINT_POLL)
+            run_when_unlocked(
+                self._locker,
+                "BEGIN IMMEDIATE",
+                self._check_file,
+                deadline,
+                CHECKPOINT_POLL,
+            )
             self._copier.connect(reuse_if_open=True)
-            statement = f"PRAGMA wal_checkpoint({mode})"
-            cursor = self._copier.execute_sql(statement)
+            cursor = self._copier.execute_sql("PRAGMA wal_checkpoint(PASSIVE)")
             [(is_busy, in_log, copied)] = cursor.fetchall()
             self._locker.execute_sql("ROLLBACK")
         except BaseException:
@@ -307,8 +347,9 @@ class SqliteBackend:
     # Without STRICT, SQLite accepts text in a numeric column. It came with 3.37.
     strict_tables = sqlite3.sqlite_version_info >= (3, 37)
 
-    def __init__(self, path):
+    def __init__(self, path, pragmas=PRAGMAS):
         self.path = os.path.abspath(path)
+        self.pragmas = pragmas
         self.name = self.path
         self.host = "this host"
 
@@ -327,7 +368,7 @@ class SqliteBackend:
         return peewee.SqliteDatabase(
             f"file:{quote(self.path)}?mode=rw",
             uri=True,
-            pragmas=PRAGMAS,
+            pragmas=self.pragmas,
             returning_clause=True,
             timeout=timeout,
             thread_safe=False,
@@ -355,18 +396,6 @@ class SqliteBackend:
         self._writer.close()
         while self._idle_readers:
             self._idle_readers.pop().close()
-
-    def empty_log(self, seconds):
-        """Copy the whole log into the database and truncate it.
-
-        Return False if a reader, or a writer, prevents it for so many seconds.
-        """
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            if self._checkpointer.copy_log("TRUNCATE", deadline - time.monotonic()):
-                return True
-            time.sleep(0.1)
-        return False
 
     def read(self, query):
         """Return the rows of a SELECT."""
@@ -434,7 +463,9 @@ class SqliteBackend:
         own.claim()
         group = [own]
         try:
-            begin_immediate(self._writer, self._check_file, own.deadline, POLL)
+            run_when_unlocked(
+                self._writer, "BEGIN IMMEDIATE", self._check_file, own.deadline, POLL
+            )
             group.extend(self._claim_waiting())
             self._commit(group)
         except BaseException as error:
@@ -485,6 +516,114 @@ class SqliteBackend:
         for write, rows in written:
             write.outcome.set_result(rows)
         self._checkpointer.add(COMMIT_SIZE + sum(write.log_size() for write in group))
+
+    def exists(self):
+        """Return whether there is a file to open."""
+        return os.path.isfile(self.path)
+
+    def back_up(self, path, table, progress):
+        """Write a consistent copy into the empty file at `path`, and check it.
+
+        The database is neither changed nor brought up to date. `progress` is called
+        with the bytes that are written and those that are expected. Return the number
+        of rows that `table` has in the copy.
+        """
+        with closing(_open_file(self.path, "mode=rw")) as connection:
+            ((size,),) = connection.execute(
+                "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
+            )
+            _run_with_progress(
+                connection,
+                "VACUUM INTO ?",
+                [path],
+                lambda: progress(os.path.getsize(path), size),
+            )
+
+        with closing(_open_file(path, "mode=ro&immutable=1")) as copy:
+            check = _run_with_progress(copy, "PRAGMA integrity_check", (), lambda: None)
+            if check != [("ok",)]:
+                raise ValueError(f"the database is damaged: {check[0][0]}")
+            return copy.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+
+    def check_backup(self, path, table):
+        """Raise ValueError unless `path` is an intact database file with this table."""
+        if self.exists() and os.path.samefile(path, self.path):
+            raise ValueError(f"{path} is the database itself")
+        for suffix in ("-wal", "-journal"):
+            log = f"{path}{suffix}"
+            if os.path.exists(log) and os.path.getsize(log) > 0:
+                raise ValueError(
+                    f"{path} is no backup, but a database with changes in {log}: "
+                    "back that database up first"
+                )
+
+        # If the file were not said to be immutable, one in WAL mode would get a log.
+        with closing(_open_file(path, "mode=ro&immutable=1")) as backup:
+            try:
+                (found,) = backup.execute("PRAGMA integrity_check").fetchone()
+                backup.execute(f"SELECT count(*) FROM {table}")
+            except sqlite3.Error as error:
+                raise ValueError(f"{path} cannot be restored: {error}") from error
+        if found != "ok":
+            raise ValueError(f"{path} cannot be restored: {found}")
+
+    def restore(self, path, replace):
+        """Attach the file at `path` as `backup`; call `replace` in a transaction."""
+        execute = self.database.execute_sql
+        uri = f"file:{quote(os.path.abspath(path))}?mode=ro&immutable=1"
+        with self.database.connection_context(), self.database.manual_commit():
+            execute("ATTACH ? AS backup", [uri])
+            self._run_when_unlocked(self.database, "BEGIN IMMEDIATE")
+            replace()
+            execute("COMMIT")
+
+    def overwrite_deleted(self, tables):
+        """Write the whole file anew, then empty the log; return what else has copies.
+
+        Raise OperationalError if a reader keeps the log from being emptied.
+        """
+        with self.database.connection_context():
+            self._run_when_unlocked(self.database, "VACUUM")
+        if not self.empty_log(LOG_TIMEOUT):
+            raise OperationalError(f"a reader keeps {self.path}-wal from being emptied")
+        return "backups"
+
+    def _run_when_unlocked(self, connection, sql):
+        """Run a statement that needs the write lock, tried again until it has it."""
+        connection.execute_sql("PRAGMA busy_timeout = 0")
+        deadline = time.monotonic() + LONG_TIMEOUT
+        run_when_unlocked(connection, sql, self._check_file, deadline, POLL)
+
+    def empty_log(self, seconds):
+        """Leave nothing in the log that was in it before; return whether it is so.
+
+        Beside an empty transaction of this process, no checkpoint meets a commit
+        (sqlite.org/wal.html, "the WAL-reset bug"). The next write then begins the log
+        anew and, with this journal_size_limit, cuts the rest of it off.
+        """
+        deadline = time.monotonic() + seconds
+        while not self._try_to_empty_log():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def _try_to_empty_log(self):
+        self._checkpointer.copy_log(LONG_TIMEOUT)
+
+        with closing(self._make_database(timeout=0)) as writer:
+            writer.execute_sql("PRAGMA journal_size_limit = 0")
+            self._run_when_unlocked(writer, "BEGIN IMMEDIATE")
+            # Each time that the log begins anew, its header changes.
+            header = self._log_header()
+            ((version,),) = writer.execute_sql("PRAGMA user_version").fetchall()
+            writer.execute_sql(f"PRAGMA user_version = {version}")
+            writer.execute_sql("COMMIT")
+            return self._log_header() != header
+
+    def _log_header(self):
+        with open(f"{self.path}-wal", "rb") as log:
+            return log.read(32)
 
     def _check_file(self):
         """Raise OperationalError unless the path still names the file of the start."""
@@ -805,6 +944,32 @@ class PostgresqlBackend:
             create()
         return False
 
+    def exists(self):
+        """Return True: whether there is a database shows when it is opened."""
+        return True
+
+    def back_up(self, path, table, progress):
+        """Raise ValueError with what PostgreSQL brings for it."""
+        raise ValueError(
+            "PostgreSQL is backed up with pg_dump: "
+            'pg_dump --clean --if-exists --file=tickets.sql "$DATABASE_URL"'
+        )
+
+    def check_backup(self, path, table):
+        """Raise ValueError with what PostgreSQL brings for it."""
+        raise ValueError(
+            "PostgreSQL is restored with psql: psql --single-transaction "
+            '--set=ON_ERROR_STOP=1 --file=tickets.sql "$DATABASE_URL"'
+        )
+
+    def overwrite_deleted(self, tables):
+        """Have the server forget deleted rows; return what else has copies of them."""
+        with self.database.connection_context():
+            self.database.execute_sql("SET statement_timeout = 0")
+            self.database.execute_sql("SET lock_timeout = 0")
+            self.database.execute_sql(f"VACUUM {', '.join(tables)}")
+        return "backups, replicas, the server's log and unused space of its pages"
+
     def close(self):
         """Close the connections of this process."""
         self.database.close()
@@ -872,16 +1037,26 @@ def open_database(url, pool_size, create):
     fork. Return whether a new file was made. Raise ValueError with a sentence for the
     operator, which does not contain the password.
     """
-    found = _backend_of(url, pool_size)
+    select_database(url, pool_size)
+    return prepare_database(create)
+
+
+def select_database(url, pool_size, pragmas=PRAGMAS):
+    """Choose the database that `url` names, without opening it."""
+    found = _backend_of(url, pool_size, pragmas)
     database.initialize(found.database)
     backend.initialize(found)
+
+
+def prepare_database(create):
+    """Open the database that was chosen, and call `create` in a transaction of it."""
     try:
-        return found.prepare(create)
+        return backend.prepare(create)
     except (peewee.PeeweeException, OSError, TypeError, ValueError) as error:
         raise ValueError(f"cannot be used: {_one_line(error)}") from error
 
 
-def _backend_of(url, pool_size):
+def _backend_of(url, pool_size, pragmas):
     """Return the backend for a URL, or raise ValueError with a sentence."""
     if url.startswith("sqlite") and sqlite3.sqlite_version_info < (3, 35, 0):
         version = sqlite3.sqlite_version
@@ -894,7 +1069,7 @@ def _backend_of(url, pool_size):
 
     path = parts.path.removeprefix("/")
     if url == f"sqlite:///{path}" and path not in ("", ":memory:"):
-        return SqliteBackend(path)
+        return SqliteBackend(path, pragmas)
     if parts.scheme in ("postgres", "postgresql") and parts.netloc and path:
         if psycopg is None:
             raise ValueError(f"needs a driver, add it with: pip install '{PSYCOPG}'")

@@ -1,10 +1,11 @@
 """The ticket: its tables, and the verbs that change or find one."""
 
 import functools
+import operator
 from dataclasses import dataclass
 
 import peewee
-from peewee import SQL, Check, Model, TextField
+from peewee import SQL, Check, Model, TextField, fn
 
 from database import (
     AUTOINCREMENT,
@@ -16,6 +17,7 @@ from database import (
     database,
     in_order,
     open_database,
+    prepare_database,
 )
 from upgrade import Trigger, bring_up_to_date
 
@@ -120,7 +122,7 @@ class Ticket(Model):
         """
         with_key = cls.select(SQL("1")).where(cls.idempotency_key == key)
         values = [peewee.Value(value, converter=False) for value in row.values()]
-        new_row = peewee.Select(columns=values).where(~peewee.fn.EXISTS(with_key))
+        new_row = peewee.Select(columns=values).where(~fn.EXISTS(with_key))
         fields = [cls._meta.fields[name] for name in row]
         return cls.insert_from(new_row, fields).on_conflict(
             action="NOTHING", conflict_target=[cls.idempotency_key]
@@ -171,8 +173,8 @@ class Ticket(Model):
 
         Raise database.Busy if a transaction writes for too long.
         """
-        ticket_id = cls.select(peewee.fn.MAX(cls.id))
-        version_id = TicketVersion.select(peewee.fn.MAX(TicketVersion.id))
+        ticket_id = cls.select(fn.MAX(cls.id))
+        version_id = TicketVersion.select(fn.MAX(TicketVersion.id))
         query = peewee.Select(
             columns=[ticket_id.alias("ticket_id"), version_id.alias("version_id")]
         )
@@ -235,8 +237,117 @@ class Ticket(Model):
     @classmethod
     def clock(cls):
         """Return the database's time as a timestamp, having read the table."""
-        query = cls.select(NOW.alias("now"), peewee.fn.MAX(cls.id))
+        query = cls.select(NOW.alias("now"), fn.MAX(cls.id))
         return backend.read(query)[0]["now"]
+
+    @classmethod
+    def find_written(cls, since, name, after, last):
+        """Return what revert() needs to know of the tickets written from `since` on.
+
+        `since` is a timestamp, `name` the token's that wrote them, or None for any;
+        the ids are those above `after`, up to `last`. Each dict has the `id`, `version`
+        and `updated_by` of a ticket, its `first_version` that was written so, the id of
+        the row of the version before (`before_id`, None if there is none), whether the
+        ticket `is_latest` itself and whether it `is_same` as the version before.
+        """
+
+        def is_written(row):
+            condition = row.updated_at >= since
+            return condition if name is None else condition & (row.updated_by == name)
+
+        written = TicketVersion.alias()
+        first_kept = written.select(fn.MIN(written.version)).where(
+            written.ticket_id == cls.id, written.version > 0, is_written(written)
+        )
+        present = peewee.Case(None, [(is_written(cls), cls.version)])
+        first = (
+            cls.select(
+                cls.id,
+                fn.COALESCE(first_kept, present).alias("version"),
+                present.alias("present"),
+            )
+            .where(cls.id > after, cls.id <= last)
+            .alias("first")
+        )
+
+        ticket = cls.alias()
+        before = TicketVersion.alias()
+        is_same = functools.reduce(
+            operator.and_,
+            (
+                _are_same(getattr(before, name), getattr(ticket, name))
+                for name in _CONTENT
+            ),
+        )
+        query = (
+            ticket.select(
+                ticket.id,
+                ticket.version,
+                ticket.updated_by,
+                first.c.version.alias("first_version"),
+                before.id.alias("before_id"),
+                first.c.present.is_null(False).alias("is_latest"),
+                is_same.alias("is_same"),
+            )
+            .join(first, on=(first.c.id == ticket.id))
+            .join(
+                before,
+                peewee.JOIN.LEFT_OUTER,
+                on=(
+                    (before.ticket_id == ticket.id)
+                    & (before.version == first.c.version - 1)
+                ),
+            )
+            .where(first.c.version.is_null(False))
+            .order_by(ticket.id)
+        )
+        return backend.read(query)
+
+    @classmethod
+    def revert(cls, found):
+        """Write versions of before to tickets: dicts that find_written() returned.
+
+        A ticket that has changed since is left alone. Return the ids of the others.
+        """
+        before = TicketVersion.alias()
+        pairs = [(row["before_id"], row["version"]) for row in found]
+        # Both databases call the columns of VALUES so.
+        expected = peewee.ValuesList(pairs).alias("expected")
+        values = {name: getattr(before, name) for name in _CONTENT}
+        query = (
+            cls.update(
+                **values,
+                updated_at=NOW,
+                version=cls.version + 1,
+                updated_by=REVERTER,
+            )
+            .from_(expected, before)
+            .where(
+                before.id == expected.c.column1,
+                before.ticket_id == cls.id,
+                cls.version == expected.c.column2,
+            )
+            .returning(cls.id)
+        )
+        return {row["id"] for row in backend.write(*query.sql())}
+
+    @classmethod
+    def erase(cls, ticket_ids):
+        """Delete tickets with their versions; return the ids of those found."""
+        query = cls.delete().where(cls.id.in_(ticket_ids)).returning(cls.id)
+        return [row["id"] for row in backend.write(*query.sql())]
+
+    @classmethod
+    def find_unknown(cls, ticket_ids):
+        """Return those ids that no ticket has and none has had."""
+        queries = [
+            cls.select(cls.id).where(cls.id.in_(ticket_ids)),
+            TicketVersion.select(TicketVersion.ticket_id.alias("id")).where(
+                TicketVersion.ticket_id.in_(ticket_ids)
+            ),
+        ]
+        known = {row["id"] for query in queries for row in backend.read(query)}
+        return [ticket_id for ticket_id in ticket_ids if ticket_id not in known]
 
 
 class TicketVersion(Model):
@@ -260,6 +371,45 @@ class TicketVersion(Model):
         table_name = "ticket_version"
         indexes = ((("ticket_id", "version"), False),)
 
+    @classmethod
+    def prune(cls, before, after, last):
+        """Delete versions that were replaced before a time; return their number.
+
+        The ids are those above `after`, up to `last`. The first version of each ticket
+        stays, and so does the newest row of the table: its id is not given out again.
+        """
+        first = cls.alias()
+        first_version = first.select(fn.MIN(first.version)).where(
+            first.ticket_id == cls.ticket_id, first.version > 0
+        )
+        newest = cls.alias()
+        newest_id = newest.select(fn.MAX(newest.id))
+        # A version was replaced at the moment at which the next one was written.
+        following = cls.alias()
+        next_written = (
+            following.select(following.updated_at)
+            .where(
+                following.ticket_id == cls.ticket_id, following.version > cls.version
+            )
+            .order_by(following.version)
+            .limit(1)
+        )
+        present_written = Ticket.select(Ticket.updated_at).where(
+            Ticket.id == cls.ticket_id
+        )
+        query = (
+            cls.delete()
+            .where(
+                cls.id > after,
+                cls.id <= last,
+                cls.id < newest_id,
+                cls.version > first_version,
+                fn.COALESCE(next_written, present_written) < before,
+            )
+            .returning(cls.id)
+        )
+        return len(backend.write(*query.sql()))
+
 
 @dataclass(frozen=True)
 class Cursor:
@@ -279,6 +429,11 @@ MODELS = (Ticket, TicketVersion)
 
 _OWN_COLUMNS = ("id", "ticket_id")
 _KEPT = [name for name in TicketVersion._meta.columns if name not in _OWN_COLUMNS]
+# What people and classifiers say of a ticket: what revert() writes.
+_CONTENT = [
+    name for name in _KEPT if name not in ("version", "updated_at", "updated_by")
+]
+REVERTER = "revert"  # who has written such a version
 _KEEP_OLD_ROW = f"""
         INSERT INTO ticket_version (ticket_id, {", ".join(_KEPT)})
         VALUES (OLD.id, {", ".join(f"OLD.{name}" for name in _KEPT)});
@@ -313,9 +468,10 @@ BEGIN
 END
 """,
 )
-_LEAVE_MARK = """
-    INSERT INTO ticket_version (ticket_id, version, status, updated_at)
-    VALUES (OLD.id, 0, 'deleted', {now});
+MARK_COLUMNS = "ticket_id, version, status, updated_at"
+_LEAVE_MARK = f"""
+    INSERT INTO ticket_version ({MARK_COLUMNS})
+    VALUES (OLD.id, 0, 'deleted', {{now}});
     DELETE FROM ticket_version WHERE ticket_id = OLD.id AND version > 0;
 """
 # First the new row, then the others go: their ids are not given out again.
@@ -403,6 +559,11 @@ def _walk(query, column, limit, before=None, after=None, within=None):
         bound = rows[-1][column.name]
 
 
+def _are_same(first, second):
+    """Return the condition that two columns are equal or both null."""
+    return (first == second) | (first.is_null() & second.is_null())
+
+
 @functools.lru_cache(maxsize=256)
 def _patch_sql(database, columns, match_count, none_match_count):
     """Return the text of the UPDATE for a PATCH of these columns in this database.
@@ -435,6 +596,11 @@ def prepare(url, pool_size):
     operator.
     """
     return open_database(url, pool_size, _create)
+
+
+def prepare_selected():
+    """Make the database that select_database() chose like a new one."""
+    return prepare_database(_create)
 
 
 def _create():

@@ -49,13 +49,14 @@ def _run(sql):
     database.execute_sql(sql)
 
 
-def _check_columns(model):
+def check_columns(model, schema=None):
     """Raise ValueError if the table has a column that its model lacks.
 
     Such a database was made by a newer version, and dropping the column loses data.
+    `schema` is that of an attached database of SQLite.
     """
     table = model._meta.table_name
-    for column in database.get_columns(table):
+    for column in database.get_columns(table, schema):
         if column.name not in model._meta.columns:
             raise ValueError(
                 f"the table {table} has a column {column.name}, which this version "
@@ -63,10 +64,14 @@ def _check_columns(model):
             )
 
 
-def _check_rows(model):
-    """Raise ValueError, naming a row, if one breaks a rule of its model."""
+def check_rows(model, schema=None):
+    """Raise ValueError, naming a row, if one breaks a rule of its model.
+
+    `schema` is that of an attached database of SQLite.
+    """
     table = model._meta.table_name
-    present = {column.name for column in database.get_columns(table)}
+    present = {column.name for column in database.get_columns(table, schema)}
+    source = f"{schema}.{table}" if schema else table
     for field in model._meta.sorted_fields:
         if field.column_name not in present:
             continue
@@ -79,7 +84,7 @@ def _check_rows(model):
                 conditions[rule] = f"NOT {rule.removeprefix('CHECK ')}"
 
         for rule, condition in conditions.items():
-            found = _execute(f"SELECT id FROM {table} WHERE {condition} LIMIT 1")
+            found = _execute(f"SELECT id FROM {source} WHERE {condition} LIMIT 1")
             if found:
                 raise ValueError(
                     f"row {found[0][0]} of the table {table} breaks {rule}"
@@ -140,7 +145,7 @@ def _new_sqlite_definitions(models, triggers):
 def _remake_table(model, definition):
     """Make a table anew with its rows (sqlite.org/lang_altertable.html, section 7)."""
     table = model._meta.table_name
-    _check_columns(model)
+    check_columns(model)
 
     columns = ", ".join(column.name for column in database.get_columns(table))
     dependents = _execute(
@@ -154,7 +159,7 @@ def _remake_table(model, definition):
     try:
         _run(f"INSERT INTO {table}_new ({columns}) SELECT {columns} FROM {table}")
     except peewee.IntegrityError:
-        _check_rows(model)
+        check_rows(model)
         raise
     # Without legacy_alter_table, RENAME fails if a view names the table, which is gone
     # at that moment.
@@ -305,7 +310,7 @@ def _make_function(trigger):
 def _alter_table(model, wanted):
     """Alter the table of a model where it is not as wanted."""
     table = model._meta.table_name
-    _check_columns(model)
+    check_columns(model)
     found = _postgresql_definition(table)
 
     try:
@@ -313,7 +318,7 @@ def _alter_table(model, wanted):
             for action in _alterations(found, wanted):
                 _run(f"ALTER TABLE {table} {action}")
     except peewee.IntegrityError:
-        _check_rows(model)
+        check_rows(model)
         raise
 
     # PostgreSQL's CREATE INDEX IF NOT EXISTS waits for whoever writes to the table.
