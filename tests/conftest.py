@@ -3,13 +3,18 @@
 import fcntl
 import os
 import sqlite3
+import subprocess
+import sys
 import time
 from contextlib import ExitStack, closing, contextmanager
 from urllib.parse import urlsplit
 
 import pytest
+from click.testing import CliRunner
 
-from tests.helpers.contract import DESCRIPTION, TICKETS
+from database import backend, database
+from manage import cli
+from tests.helpers.contract import DESCRIPTION, ROOT, TICKETS
 from tests.helpers.databases import (
     POSTGRESQL,
     close_connections,
@@ -158,6 +163,50 @@ def sql(database_url):
     """Run a statement on a connection of its own: what it sees has been committed."""
     with closing(connect(database_url)) as other:
         yield lambda statement, params=None: execute(other, statement, params)
+
+
+@pytest.fixture
+def manage(database_url, settings):
+    """Run a command of manage.py on the test's database; return what it printed."""
+
+    def run(*arguments, status=0, url=database_url):
+        selected = backend.obj, database.obj
+        environ = {"DATABASE_URL": url, **settings}
+        try:
+            result = CliRunner().invoke(cli, list(map(str, arguments)), env=environ)
+            if backend.obj is not selected[0]:
+                close_connections()
+        finally:
+            backend.initialize(selected[0])
+            database.initialize(selected[1])
+        assert result.exit_code == status, result.output
+        return result.stdout if status == 0 else result.stderr
+
+    return run
+
+
+@pytest.fixture
+def start_manage(database_url, settings):
+    """Start manage.py in a process of its own; it is killed after the test."""
+    processes = []
+
+    def start(*arguments, **options):
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, ROOT / "manage.py", *map(str, arguments)],
+                env={"DATABASE_URL": database_url, **settings},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                **options,
+            )
+        )
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        with process:
+            process.kill()
 
 
 @pytest.fixture

@@ -1,0 +1,86 @@
+"""manage.py prune: M5."""
+
+import time
+
+import pytest
+
+from models import Ticket
+
+KEPT = "SELECT version FROM ticket_version WHERE ticket_id = {} ORDER BY version"
+
+
+@pytest.fixture
+def moments(app):
+    """Two tickets, five PATCHes of the first; return the time after each of them."""
+    Ticket.add({"user_description": "x"})
+    Ticket.add({"user_description": "y"})
+    moments = []
+    for number in range(5):
+        Ticket.patch(1, {"category": f"n {number}"})
+        time.sleep(0.005)
+        moments.append(Ticket.clock())
+        time.sleep(0.005)
+    Ticket.patch(2, {"category": "newest"})
+    return moments
+
+
+@pytest.fixture
+def kept(sql):
+    """Return the numbers of the versions that are kept of a ticket."""
+    return lambda ticket_id: [row["version"] for row in sql(KEPT.format(ticket_id))]
+
+
+def test_versions_that_were_replaced_before_are_deleted(moments, manage, kept):
+    """Version 4 was written before the time, but replaced after it."""
+    assert kept(1) == [1, 2, 3, 4, 5]
+    line = manage("prune", "--before", moments[2])
+    assert line == f"Deleted 2 versions replaced before {moments[2]}\n"
+    assert kept(1) == [1, 4, 5]
+
+
+def test_the_first_and_the_newest_row_stay(moments, manage, kept):
+    manage("prune", "--before", "9999-12-31")
+    assert kept(1) == [1]
+    assert kept(2) == [1]
+
+
+def test_the_newest_row_of_the_table_stays(moments, manage, kept, sql):
+    Ticket.patch(1, {"category": "again"})
+    manage("prune", "--before", "9999-12-31")
+    assert kept(1) == [1, 6]
+    Ticket.patch(1, {"category": "again"})
+    ids = [row["id"] for row in sql("SELECT id FROM ticket_version ORDER BY id")]
+    assert ids[-1] == 8
+
+
+def test_the_lowest_version_of_an_old_ticket_stays(moments, manage, kept, sql):
+    sql("DELETE FROM ticket_version WHERE ticket_id = 1 AND version < 3")
+    manage("prune", "--before", "9999-12-31")
+    assert kept(1) == [3]
+
+
+def test_the_present_version_stays(moments, manage, sql):
+    before = sql("SELECT * FROM ticket ORDER BY id")
+    manage("prune", "--before", "9999-12-31")
+    assert sql("SELECT * FROM ticket ORDER BY id") == before
+
+
+def test_marks_of_deleted_tickets_stay(moments, manage, kept, sql):
+    sql("DELETE FROM ticket WHERE id = 1")
+    Ticket.patch(2, {"category": "newer"})
+    manage("prune", "--before", "9999-12-31")
+    assert kept(1) == [0]
+
+
+def test_a_second_run_deletes_nothing(moments, manage):
+    manage("prune", "--before", moments[2])
+    line = manage("prune", "--before", moments[2])
+    assert line == f"Deleted 0 versions replaced before {moments[2]}\n"
+
+
+def test_more_versions_than_a_portion_are_all_pruned(
+    moments, manage, kept, monkeypatch
+):
+    monkeypatch.setattr("manage.PORTION", 2)
+    assert manage("prune", "--before", moments[4]).startswith("Deleted 4 versions ")
+    assert kept(1) == [1]
