@@ -15,7 +15,7 @@ import re
 import secrets
 import sys
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote_to_bytes
 
 from flask import Blueprint, Flask, Response, abort, current_app, g, request, url_for
 from flask.logging import default_handler
@@ -72,11 +72,13 @@ def _refuse_constant(name):
 
 def _refuse_repeated_keys(pairs):
     """Return the pairs of a JSON object as a dict, or raise ValueError."""
-    body = dict(pairs)
-    if len(body) < len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"{encode(repeated)[:MAX_SHOWN_KEY]} is given twice")
+    body = {}
+    for key, value in pairs:
+        if key in body:
+            # UTF-8 has no unpaired surrogates: they stay escaped.
+            shown = encode(key).encode("utf-8", "backslashreplace").decode()
+            raise ValueError(f"{shown[:MAX_SHOWN_KEY]} is given twice")
+        body[key] = value
     return body
 
 
@@ -177,13 +179,17 @@ def check_content_encoding():
 def parse_json(data):
     """Return the JSON value in bytes, or abort with a sentence that says why not."""
     try:
-        return decode(data.decode("utf-8"))
+        text = data.decode("utf-8")
+        if text.startswith("\ufeff"):
+            raise ValueError("it begins with a byte order mark")
+        return decode(text)
     except UnicodeDecodeError:
         reason = "it is not UTF-8"
     except RecursionError:
         reason = "it is nested too deeply"
     except json.JSONDecodeError as error:
-        reason = f"{error.msg} at line {error.lineno}, column {error.colno}"
+        message = error.msg.removesuffix(" at")  # As in "Invalid control character at".
+        reason = f"{message} at line {error.lineno}, column {error.colno}"
     except ValueError as error:
         reason = str(error)
     abort(400, f"Request body is not valid JSON: {reason}")
@@ -269,7 +275,7 @@ def require_trusted_host():
     Without a token, any web page that somebody on this host opens could otherwise send
     requests to the service, by a name that resolves to 127.0.0.1 (DNS rebinding).
     """
-    trusted_hosts = current_app.config["TRUSTED_HOSTS"]
+    trusted_hosts = current_app.config["HOSTS"]
     is_open = bool(current_app.config["TOKENS"]) and trusted_hosts is None
     if is_open or request.path in OPEN_PATHS:
         return
@@ -460,11 +466,14 @@ def get_openapi():
 
 def requested_path():
     """Return the path as the client sent it, decoded, with the prefix."""
-    target = request.environ.get("RAW_URI", "")
-    if not target.startswith("/"):  # The absolute form, or a server that hides it.
+    target = request.environ.get("RAW_URI")
+    if target is None:  # WSGI does not ask a server for it.
         return f"{request.root_path}{request.path}"
     path, _, _ = target.partition("?")
-    return unquote(path)
+    if not path.startswith("/"):  # The absolute form (RFC 9112, section 3.2.2).
+        path = re.sub("^[^/]*//[^/]*", "", path) or "/"
+    # WSGI passes bytes as Latin-1.
+    return unquote_to_bytes(path.encode("latin-1")).decode("utf-8", "replace")
 
 
 def handle_http_error(error):
@@ -512,7 +521,8 @@ LEVELS = ("debug", "info", "warning", "error", "critical")
 TOKEN = r" *(?:[A-Za-z0-9._-]+:)?[A-Za-z0-9._~+/-]+=* *"
 
 # A name, an IPv4 or an IPv6 address, or any host.
-HOST = r" *(?:[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:.]+\]?|\*) *"
+IPV6 = "[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*"
+HOST = rf" *(?:[A-Za-z0-9._-]+|{IPV6}|\[{IPV6}\]|\*) *"
 
 
 class Setting:
@@ -565,11 +575,12 @@ def read_settings(environ):
 
     return {
         "DATABASE_URL": values["DATABASE_URL"],
+        # Not TRUSTED_HOSTS: Flask would apply that to the open paths too.
+        "HOSTS": parse_hosts(values["TICKETSVC_TRUSTED_HOSTS"]),
         "LOG_LEVEL": values["TICKETSVC_LOG_LEVEL"].upper(),
         "MISSING_STATUS": int(values["TICKETSVC_MISSING_STATUS"]),
         "POOL_SIZE": int(values["TICKETSVC_POOL_SIZE"]),
         "TOKENS": parse_tokens(values["TICKETSVC_TOKENS"]),
-        "TRUSTED_HOSTS": parse_hosts(values["TICKETSVC_TRUSTED_HOSTS"]),
         "WORKERS": int(values["WEB_CONCURRENCY"]),
     }
 
