@@ -34,6 +34,7 @@ def fields_of(server, request_id):
 
 
 def test_a_forwarded_address_is_one_short_field(server):
+    """E12."""
     for number, (forwarded, address) in enumerate(FORWARDED.items(), 100):
         request_id = f"forwarded-{number}"
         headers = {"X-Forwarded-For": forwarded, "X-Request-ID": request_id}
@@ -44,6 +45,7 @@ def test_a_forwarded_address_is_one_short_field(server):
 
 
 def test_a_path_is_one_short_field(server):
+    """E12."""
     for number, (path, logged) in enumerate(PATHS.items(), 100):
         request_id = f"path-{number}"
         headers = {"X-Request-ID": request_id}
