@@ -25,6 +25,15 @@ def test_the_second_request_with_a_key_answers_the_same_ticket(client, key):
     assert len(client.get(TICKETS).json) == 1
 
 
+def test_a_repeat_uses_up_no_id(client):
+    """O5: nor does a key that was used for another ticket."""
+    for _ in range(50):
+        assert post(client, "k").json["id"] == 1
+        assert post(client, "k", {"user_description": "y"}).status_code == 422
+    assert post(client, "other").json["id"] == 2
+    assert client.post(TICKETS, json=BODY).json["id"] == 3
+
+
 def test_a_retry_answers_the_ticket_as_it_is_now(client):
     """O5."""
     post(client, "k")
@@ -62,7 +71,7 @@ def test_null_and_no_confidence_are_the_same(client):
 
 @once
 @pytest.mark.parametrize(
-    "key", ["", " ", "k" * 256, "a b", "a\tb", "a,b", "\xe9", "\x7f"]
+    "key", ["", " ", "k" * 256, "a b", "a\tb", "a,b", "\xe9", "\x7f", "k,", ",", "k, k"]
 )
 def test_a_bad_key_is_named(client, key):
     """O5."""

@@ -22,16 +22,31 @@ INVALID = "Invalid field values"
 NOT_A_STATUS = ["Must be one of: ai_resolved, pending_agent, closed."]
 NOT_JSON = "Request body is not valid JSON"
 TOO_LARGE = "Request body is larger than 1 MiB"
-NO_SUCH_PATH = "No such path"
 CHANGED = "Ticket has changed since it was read"
 BAD_KEY = (
     "Idempotency-Key must be 1 to 255 visible ASCII characters without a comma, "
     "sent once"
 )
-UNAUTHORIZED = "Missing or invalid token"
+NO_TOKEN = "A token is needed: send Authorization: Bearer <token>"
+BAD_TOKEN = "The token is not valid"
 
 # For a test that says the same whatever the database is.
 once = pytest.mark.database("sqlite")
+
+
+def no_such_path(path):
+    """Return the sentence of a 404 for a path: N5."""
+    return f"No such path: {path}"
+
+
+def entity_tag(version, ticket):
+    """Return the entity tag of a ticket (a dict) with this version: C1."""
+    return f'"{version}-{ticket["updated_at"]}"'
+
+
+def assert_version(reply, version):
+    """Pin the entity tag of an answer with one ticket."""
+    assert reply.headers["ETag"] == entity_tag(version, reply.json)
 
 
 def assert_error(response, status, message, fields=None):

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from tests.helpers.contract import DESCRIPTION, TICKETS
+from tests.helpers.contract import DESCRIPTION, TICKETS, assert_version
 from tests.helpers.timing import together
 
 PATCHES = 200
@@ -55,7 +55,7 @@ def test_every_concurrent_patch_has_a_version_of_its_own(server, ticket_id):
 
     tags = [tag for tags in together(8, client) for tag in tags]
     assert len(set(tags)) == len(tags) == 400
-    assert server.get(ticket_id).headers["ETag"] == '"401"'
+    assert_version(server.get(ticket_id), 401)
     history = server.request("GET", f"{TICKETS}/{ticket_id}/history?limit=1000").json
     assert [each["version"] for each in history] == list(range(401, 0, -1))
 
@@ -63,7 +63,7 @@ def test_every_concurrent_patch_has_a_version_of_its_own(server, ticket_id):
 def test_of_sixteen_patches_with_one_tag_one_applies(server, ticket_id):
     """C2: one 200 and fifteen 412, every round."""
     connections = [server.connect() for _ in range(16)]
-    etag = '"1"'
+    etag = server.get(ticket_id).headers["ETag"]
     for _ in range(ROUNDS):
         replies = together(
             16,
@@ -115,3 +115,15 @@ def test_sixteen_at_once_file_one_ticket(make_server):
         assert sorted(reply.status for reply in replies) == [200] * 15 + [201]
         assert len({reply.headers["Location"] for reply in replies}) == 1
     assert len(servers[0].request("GET", TICKETS).json) == 5
+
+
+@pytest.mark.database("sqlite")
+def test_a_repeat_at_the_same_moment_uses_up_no_id(server):
+    """O5: sixteen of each key at once, and the ids stay consecutive."""
+    for turn in range(1, 4):
+        headers = {"Idempotency-Key": f"k-{turn}"}
+        body = {"user_description": "x"}
+        replies = together(16, lambda _, h=headers, b=body: server.post(b, headers=h))
+        assert sorted(reply.status for reply in replies) == [200] * 15 + [201]
+        assert {reply.json["id"] for reply in replies} == {turn}
+    assert server.post().json["id"] == 4

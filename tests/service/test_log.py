@@ -103,7 +103,7 @@ def test_a_failure_outside_the_application_is_logged_too(make_server):
     """P10, N1: with its traceback; len() stands for an application that is none."""
     server = make_server("gunicorn builtins:len --bind {bind}").start(wait=False)
     server.wait_for_log("Booting worker")
-    received = server.raw(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    received = server.raw(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert received.startswith(b"HTTP/1.1 500 ")
     assert received.endswith(b'{"error": "Internal server error"}\n')
     server.wait_for_log("Request failed outside the application\nTraceback ")
@@ -160,7 +160,7 @@ def test_a_malformed_header_is_logged_without_its_text(make_server, header):
     """E2: it may hold a token."""
     server = make_server(TICKETSVC_TOKENS="s3cret").start()
     received = server.raw(
-        f"GET {TICKETS} HTTP/1.1\r\nHost: x\r\n{header}\r\n\r\n".encode()
+        f"GET {TICKETS} HTTP/1.1\r\nHost: localhost\r\n{header}\r\n\r\n".encode()
     )
     assert b" 400 " in received.splitlines()[0]
     assert [line["status"] for line in lines(server)] == ["400"]

@@ -105,7 +105,7 @@ def test_a_client_that_does_not_read_is_cut_off(server):
     with socket.create_connection(("127.0.0.1", server.port), 5) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.sendall(
-            f"GET {TICKETS}?limit=1000 HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+            f"GET {TICKETS}?limit=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
         )
         server.wait_for_log("Socket error processing request.")
     assert server.get(1).status == 200
@@ -279,7 +279,8 @@ def test_an_answer_before_the_body_arrives_whole(make_server, status):
     settings = {"TICKETSVC_TOKENS": "s3cret"} if status == 401 else {}
     server = make_server(**settings).start()
     head = (
-        f"PATCH {TICKETS}/1 HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"PATCH {TICKETS}/1 HTTP/1.1\r\nHost: localhost\r\n"
+        "Content-Type: application/json\r\n"
         f"Content-Length: {3 * 2**19}\r\n\r\n"
     ).encode()
 

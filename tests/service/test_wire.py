@@ -18,11 +18,13 @@ from tests.helpers.contract import (
     NOT_JSON,
     TICKETS,
     TOO_LARGE,
+    assert_version,
 )
 from tests.helpers.server import Server
 
+TOO_DEEP = f"{NOT_JSON}: it is nested too deeply"
 NOT_HTTP = "Request is not valid HTTP"
-GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,7 @@ FORM = "application/x-www-form-urlencoded"
     ("body", "status", "sentence"),
     [
         pytest.param(b'{"x": "' + b"x" * 2 * MIB + b'"}', 413, TOO_LARGE, id="2-MiB"),
-        pytest.param(b"[" * 100_000 + b"]" * 100_000, 400, NOT_JSON, id="deep"),
+        pytest.param(b"[" * 100_000 + b"]" * 100_000, 400, TOO_DEEP, id="deep"),
     ],
 )
 def test_a_bad_body_gets_the_answer_of_the_contract(service, body, status, sentence):
@@ -87,7 +89,7 @@ def test_a_bad_body_gets_the_answer_of_the_contract(service, body, status, sente
     assert headers["content-type"] == JSON
     assert json.loads(body) == {"error": sentence}
     assert body.endswith(b"}\n")
-    assert service.get(1).headers["ETag"] == '"1"'
+    assert_version(service.get(1), 1)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +185,7 @@ def test_an_endless_chunked_body_is_refused_on_its_way(service):
             while data := connection.recv(65536):
                 received += data
     assert received.startswith(b"HTTP/1.1 413 ") or not received
-    assert service.get(1).headers["ETag"] == '"1"'
+    assert_version(service.get(1), 1)
 
 
 def test_a_length_over_the_limit_is_refused_without_a_byte_of_the_body(service):
@@ -208,7 +210,7 @@ def test_a_body_cut_short_writes_nothing(service, arrived):
     assert json.loads(body) == {
         "error": "Request body is shorter than its Content-Length"
     }
-    assert service.get(1).headers["ETag"] == '"1"'
+    assert_version(service.get(1), 1)
 
 
 CHANGE = b'{"status": "closed"}'
@@ -244,13 +246,13 @@ def statuses(received):
 def test_a_smuggling_shape_is_refused_and_the_connection_closed(service, headers, body):
     """N1: what follows the doubtful request is never read as another one."""
     head = "\r\n".join(
-        [f"PATCH {TICKETS}/1 HTTP/1.1", "Host: x", JSON_TYPE, *headers, "", ""]
+        [f"PATCH {TICKETS}/1 HTTP/1.1", "Host: localhost", JSON_TYPE, *headers, "", ""]
     )
     following = message("PATCH", f"{TICKETS}/1", CHANGE, JSON_TYPE)
     received = service.raw(head.encode() + body + following)
     assert statuses(received) in ([400], [501])
     assert list(json.loads(split(received)[2])) == ["error"]
-    assert service.get(1).headers["ETag"] == '"1"'
+    assert_version(service.get(1), 1)
 
 
 @pytest.mark.parametrize(
@@ -338,7 +340,7 @@ def test_an_override_of_the_method_is_ignored(service):
         assert statuses(
             service.raw(message("POST", path, CHANGE, JSON_TYPE, override))
         ) == [405]
-    assert service.get(1).headers["ETag"] == '"1"'
+    assert_version(service.get(1), 1)
 
 
 @pytest.mark.parametrize(
@@ -424,11 +426,14 @@ def test_a_key_sent_twice_is_refused(service):
 
 def test_a_list_over_two_header_lines_is_one_list(service):
     """RFC 9110, section 5.3."""
-    ticket_id = service.post().json["id"]
+    ticket = service.post()
+    ticket_id = ticket.json["id"]
+    tag = ticket.headers["ETag"]
     body = b'{"status": "closed"}'
     head = (
-        f"PATCH {TICKETS}/{ticket_id} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        f"PATCH {TICKETS}/{ticket_id} HTTP/1.1\r\nHost: localhost\r\n"
+        "Connection: close\r\n"
         "Content-Type: application/json\r\n"
-        f'Content-Length: {len(body)}\r\nIf-Match: "7"\r\nIf-Match: "1"\r\n\r\n'
+        f'Content-Length: {len(body)}\r\nIf-Match: "7"\r\nIf-Match: {tag}\r\n\r\n'
     )
     assert service.raw(head.encode() + body).startswith(b"HTTP/1.1 200 ")
