@@ -1,6 +1,7 @@
 """The ticket: its tables, and the verbs that change or find one."""
 
 import functools
+import itertools
 import operator
 from dataclasses import dataclass
 
@@ -174,23 +175,36 @@ class Ticket(Model):
         Raise database.Busy if a transaction writes for too long.
         """
         ticket_id = cls.select(fn.MAX(cls.id))
+        # The newest ticket may be gone; the row that it has left knows its id.
+        known_id = TicketVersion.select(fn.MAX(TicketVersion.ticket_id))
         version_id = TicketVersion.select(fn.MAX(TicketVersion.id))
         query = peewee.Select(
-            columns=[ticket_id.alias("ticket_id"), version_id.alias("version_id")]
+            columns=[
+                ticket_id.alias("ticket_id"),
+                known_id.alias("known_id"),
+                version_id.alias("version_id"),
+            ]
         )
         [row] = backend.read_settled(query.bind(database))
-        return Cursor(row["ticket_id"] or 0, row["version_id"] or 0)
+        newest_id = max(row["ticket_id"] or 0, row["known_id"] or 0)
+        return Cursor(newest_id, row["version_id"] or 0)
 
     @classmethod
-    def changes(cls, since, newest):
-        """Yield (cursor, ticket) for each change between two Cursors.
+    def changes(cls, since, newest, limit):
+        """Yield (cursor, ticket) for at most `limit` changes between two Cursors.
 
         First come the versions, then the new tickets, each in the order of their ids.
         A ticket is a dict as it is now, with `filed`, or with `deleted` if it is gone.
         The cursor says how far a follower has read with it.
         """
+        changes = cls._changes(since, newest, min(limit, CHUNK))
+        return itertools.islice(changes, limit)
+
+    @classmethod
+    def _changes(cls, since, newest, size):
+        """Yield all changes between two Cursors, reading `size` of them at a time."""
         query = TicketVersion.select(TicketVersion.id, TicketVersion.ticket_id)
-        for rows in _chunks(query, since.version_id, newest.version_id):
+        for rows in _chunks(query, since.version_id, newest.version_id, size):
             tickets = cls._as_followed([row["ticket_id"] for row in rows])
             for row in rows:
                 ticket_id = row["ticket_id"]
@@ -198,7 +212,8 @@ class Ticket(Model):
                 cursor = Cursor(since.ticket_id, row["id"])
                 yield cursor, tickets.get(ticket_id, gone)
 
-        for rows in _chunks(cls.select(cls.id), since.ticket_id, newest.ticket_id):
+        query = cls.select(cls.id)
+        for rows in _chunks(query, since.ticket_id, newest.ticket_id, size):
             tickets = cls._as_followed([row["id"] for row in rows])
             for ticket_id, ticket in sorted(tickets.items()):
                 yield Cursor(ticket_id, newest.version_id), ticket
@@ -529,12 +544,12 @@ def _first(rows):
     return rows[0] if rows else None
 
 
-def _chunks(query, after, last):
-    """Yield lists of rows by their ids, from above `after` up to `last`."""
+def _chunks(query, after, last, size):
+    """Yield lists of `size` rows by their ids, from above `after` up to `last`."""
     column = query.model.id
     while after < last:
         chunk = query.where(column > after, column <= last).order_by(column)
-        rows = backend.read(chunk.limit(CHUNK))
+        rows = backend.read(chunk.limit(size))
         if not rows:
             return
         yield rows

@@ -7,7 +7,6 @@ brings an old database up to date.
 
 import hmac
 import ipaddress
-import itertools
 import json
 import logging
 import os
@@ -418,18 +417,21 @@ def list_changes():
 
     # A follower without a cursor reads every ticket as it is now: no change before.
     since = query.get("since", Cursor(0, newest.version_id))
-    if since.version_id > newest.version_id:
+    is_known = (
+        since.ticket_id <= newest.ticket_id and since.version_id <= newest.version_id
+    )
+    if not is_known:
         raise ValidationError({"since": ["Not a cursor of this database."]})
 
     parts = {}  # A ticket that has changed twice is in a page once.
     size = 0  # bytes
-    changes = itertools.islice(Ticket.changes(since, newest), query["limit"])
-    for cursor, ticket in changes:
-        part = encode_change(ticket)
-        if parts and size + len(part) > MAX_PAGE:
-            break
-        parts[ticket["id"]] = part
-        size += len(part)
+    for cursor, ticket in Ticket.changes(since, newest, query["limit"]):
+        if ticket["id"] not in parts:
+            part = encode_change(ticket)
+            if parts and size + len(part) > MAX_PAGE:
+                break
+            parts[ticket["id"]] = part
+            size += len(part)
         since = cursor
 
     following = {"since": str(since)}
