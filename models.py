@@ -369,7 +369,8 @@ class TicketVersion(Model):
     """What a ticket was before a write; triggers fill the table.
 
     A column that it shares with Ticket is part of the history. A ticket that is gone
-    has left one row without any text, with version 0.
+    has left one row without any text, with version 0; so has one that came back by its
+    id, beside the former.
     """
 
     id = peewee.BigAutoField()
@@ -489,6 +490,10 @@ _LEAVE_MARK = f"""
     VALUES (OLD.id, 0, 'deleted', {{now}});
     DELETE FROM ticket_version WHERE ticket_id = OLD.id AND version > 0;
 """
+_MARK_RETURN = """
+    INSERT INTO ticket_version (ticket_id, version, status, updated_at)
+    VALUES (NEW.id, 0, 'returned', {now});
+"""
 # First the new row, then the others go: their ids are not given out again.
 LEAVE_MARK = Trigger(
     name="ticket_deleted",
@@ -510,6 +515,31 @@ BEGIN
 END
 """,
 )
+# A follower has passed the id of a deleted ticket; if somebody inserts it again, only a
+# new row of this table tells so.
+MARK_RETURN = Trigger(
+    name="ticket_returned",
+    table="ticket",
+    sqlite=f"""\
+CREATE TRIGGER ticket_returned
+AFTER INSERT ON ticket
+WHEN EXISTS (SELECT 1 FROM ticket_version WHERE ticket_id = NEW.id)
+BEGIN
+    {_MARK_RETURN.strip().format(now=NOW.sqlite)}
+END""",
+    postgresql="""\
+CREATE TRIGGER ticket_returned
+AFTER INSERT ON ticket
+FOR EACH ROW EXECUTE FUNCTION ticket_returned()""",
+    function=f"""
+BEGIN
+    IF EXISTS (SELECT 1 FROM ticket_version WHERE ticket_id = NEW.id) THEN
+        {_MARK_RETURN.strip().format(now=NOW.postgresql)}
+    END IF;
+    RETURN NULL;
+END
+""",
+)
 # Ids are not committed in the order in which PostgreSQL gives them out. A statement
 # takes this lock before it draws one; see PostgresqlBackend.read_settled().
 SHOW_WRITING = Trigger(
@@ -527,7 +557,7 @@ BEGIN
 END
 """,
 )
-TRIGGERS = (KEEP_VERSION, LEAVE_MARK, SHOW_WRITING)
+TRIGGERS = (KEEP_VERSION, LEAVE_MARK, MARK_RETURN, SHOW_WRITING)
 
 
 # The entity tag of a ticket: also after a restore, when versions are given out again,

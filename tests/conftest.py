@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from database import backend, database
 from manage import cli
+from models import TRIGGERS
 from tests.helpers.contract import DESCRIPTION, ROOT, TICKETS
 from tests.helpers.databases import (
     POSTGRESQL,
@@ -110,8 +111,8 @@ def postgresql_url(postgresql, request, turn):
         fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH
     ):
         run_sql(postgresql, "DROP TABLE IF EXISTS ticket, ticket_version")
-        for name in ("ticket_version_kept", "ticket_deleted", "ticket_writing"):
-            run_sql(postgresql, f"DROP FUNCTION IF EXISTS {name}")
+        for trigger in TRIGGERS:
+            run_sql(postgresql, f"DROP FUNCTION IF EXISTS {trigger.name}")
         yield postgresql
 
 
