@@ -12,6 +12,7 @@ import pytest
 from tests.helpers.contract import TICKETS, assert_error
 from tests.helpers.databases import connect, execute
 from tests.helpers.follower import CHANGES, Follower, start_thread, write_by_hand
+from tests.helpers.timing import together
 
 WRITERS = 16
 # The load has the first tickets; each of the threads by hand has five of the next.
@@ -97,58 +98,96 @@ def test_a_copy_equals_the_table(server, start_load, sql, full, on_sqlite):
     assert follower.differences(sql("SELECT * FROM ticket")) == []
 
 
-def test_each_acknowledged_write_is_in_the_pages_that_follow(
-    server, start_load, sql, full, on_sqlite
-):
-    """F3: in the first ones that are asked for after its answer."""
-    server.fill(FILLED)
-    follower = Follower(server, limit=1000)
-    follower.read_to_end()
-    chance = random.Random(21)
-    load = start_load(server, 8, 64)
+class Recorder:
+    """A follower, and what it has to have read by which of its requests."""
+
+    def __init__(self, server):
+        self._follower = Follower(server, limit=1000)
+        self._begun = 0  # requests
+        self._read_by = {}  # (id, version): the request whose page had it
+        self._wanted = []  # (id, version, requests begun when it was acknowledged)
+
+    def read_until(self, is_over):
+        while not is_over.is_set():
+            self.read_page()
+
+    def read_page(self):
+        self._begun += 1
+        for ticket in self._follower.read_page():
+            written = (ticket["id"], ticket["version"])
+            self._read_by.setdefault(written, self._begun)
+
+    def acknowledge(self, ticket_id, version):
+        """Note that this has been written now."""
+        self._wanted.append((ticket_id, version, self._begun))
+
+    def count(self):
+        return len(self._wanted)
+
+    def missed(self):
+        """Return what was not in the first page asked for after its answer."""
+        missed = []
+        for ticket_id, version, begun in self._wanted:
+            found = [
+                request
+                for (each_id, each_version), request in self._read_by.items()
+                if each_id == ticket_id and each_version >= version
+            ]
+            # A page has room for all that a load writes meanwhile.
+            if not found or min(found) > begun + 1:
+                missed.append((ticket_id, version, begun, found))
+        return missed
+
+
+def write_and_record(server, recorder, count, number):
+    """Write so many times to tickets of this thread's own, at random moments."""
+    chance = random.Random(number)
     connection = server.connect()
-
-    def write(number):
-        """Write something; return the id of the ticket, and what it is now."""
-        ticket_id = FILLED - number % 50
-        value = f"value {number}"
-        how = chance.choice(("patch", "post", "hand"))
-        if how == "patch":
-            body = {"category": value}
-            reply = server.patch(ticket_id, body, connection=connection)
-            assert reply.status == 200
-            return ticket_id, "category", value
-        if how == "post":
-            body = {"user_description": value}
-            reply = server.post(body, connection=connection)
-            assert reply.status == 201
-            return reply.json["id"], "user_description", value
-        statement = f"UPDATE ticket SET user_description = '{value}' WHERE id = "
-        sql(f"{statement}{ticket_id}")
-        return ticket_id, "user_description", value
-
-    def is_followed(ticket_id, name, value):
-        """Read pages until the value is in one; there are few, the load being one."""
-        for _ in range(20):
-            page = follower.read_page()
-            if any(each["id"] == ticket_id and each[name] == value for each in page):
-                return True
-            if page == []:
-                return False
-        return False
-
-    def run():
-        for number in range(3000 if full else 150):
-            time.sleep(chance.random() * 0.01)
-            assert is_followed(*write(number)), number
-
-    if on_sqlite:
-        run()
-    else:
-        with hands(server):
-            run()
+    with closing(connect(server.environ["DATABASE_URL"])) as other:
+        for _ in range(count):
+            time.sleep(chance.random() * 0.02)
+            ticket_id = 180 + 5 * number + chance.randrange(5)
+            how = chance.choice(("patch", "post", "by hand"))
+            if how == "patch":
+                body = {"category": "x"}
+                reply = server.patch(ticket_id, body, connection=connection)
+                assert reply.status == 200
+                version = int(reply.headers["ETag"].strip('"').partition("-")[0])
+            elif how == "post":
+                reply = server.post(connection=connection)
+                assert reply.status == 201
+                ticket_id = reply.json["id"]
+                version = 1
+            else:
+                execute(other, "BEGIN")
+                change = f"UPDATE ticket SET status = 'closed' WHERE id = {ticket_id}"
+                execute(other, change)
+                time.sleep(chance.random() * 0.02)
+                read = f"SELECT version FROM ticket WHERE id = {ticket_id}"
+                version = execute(other, read)[0]["version"]
+                execute(other, "COMMIT")
+            recorder.acknowledge(ticket_id, version)
     connection.close()
+
+
+def test_each_acknowledged_write_is_in_the_next_page(server, start_load, full):
+    """F3: in the one that was asked for after its answer, or before it."""
+    server.fill(FILLED)
+    recorder = Recorder(server)
+    recorder.read_page()
+    load = start_load(server, 4, 64)
+    is_over = threading.Event()
+    thread = start_thread(recorder.read_until, is_over)
+    count = 1000 if full else 60
+    try:
+        together(4, lambda number: write_and_record(server, recorder, count, number))
+    finally:
+        is_over.set()
+        thread.join()
     load.end()
+    recorder.read_page()
+    assert recorder.count() == 4 * count
+    assert recorder.missed() == []
 
 
 @pytest.mark.database("postgresql")
