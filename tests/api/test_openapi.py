@@ -8,7 +8,12 @@ from marshmallow import fields, validate
 
 import ticketsvc
 from schemas import (
+    CURSOR,
+    CursorField,
     DecimalInteger,
+    change_query_schema,
+    changed_ticket_schema,
+    deleted_ticket_schema,
     page_query_schema,
     storable,
     ticket_patch_schema,
@@ -22,8 +27,12 @@ pytestmark = once
 DOCUMENT = json.loads(OPENAPI)
 SCHEMAS = DOCUMENT["components"]["schemas"]
 METHODS = {"get", "post", "put", "patch", "delete"}
-STORABLE = "Not white space only; no NUL and no unpaired surrogate."
-TYPES = {fields.String: "string", fields.Float: "number", fields.Integer: "integer"}
+TYPES = {
+    fields.String: "string",
+    fields.Float: "number",
+    fields.Integer: "integer",
+    CursorField: "string",
+}
 
 
 def described(field):
@@ -41,6 +50,8 @@ def described(field):
             found["enum"] = list(validator.choices)
         elif validator is storable:
             found["storable"] = True
+    if isinstance(field, CursorField):
+        found["pattern"] = f"^{CURSOR.pattern.replace('(', '').replace(')', '')}$"
     return found
 
 
@@ -88,11 +99,33 @@ def test_a_ticket_is_described_as_it_is_dumped():
     assert found == expected
 
 
+def test_a_change_is_described_as_it_is_dumped():
+    """F1: the ticket as elsewhere, then what only the feed shows."""
+    document = SCHEMAS["ChangedTicket"]
+    properties = document["properties"]
+    assert (
+        document["required"] == list(properties) == list(changed_ticket_schema.fields)
+    )
+    ticket = SCHEMAS["Ticket"]["properties"]
+    assert {name: properties[name] for name in ticket} == ticket
+    filed = SCHEMAS["FiledTicket"]
+    assert filed["required"] == list(filed["properties"])
+    assert filed["required"] == list(
+        changed_ticket_schema.fields["filed"].schema.fields
+    )
+    for name in filed["required"]:
+        assert filed["properties"][name] == ticket[name]
+    deleted = SCHEMAS["DeletedTicket"]
+    assert deleted["required"] == list(deleted["properties"])
+    assert deleted["required"] == list(deleted_ticket_schema.fields)
+
+
 @pytest.mark.parametrize(
     ("path", "schema"),
     [
         ("/api/v1/tickets", ticket_query_schema),
         ("/api/v1/tickets/{ticket_id}/history", page_query_schema),
+        ("/api/v1/changes", change_query_schema),
     ],
 )
 def test_the_query_is_described_as_it_is_loaded(path, schema):
