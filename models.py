@@ -221,21 +221,12 @@ class Ticket(Model):
     @classmethod
     def _as_followed(cls, ticket_ids):
         """Return the tickets with these ids, {id: dict}, with what was filed."""
-        first = TicketVersion.alias()
-        query = (
-            cls.select(
-                *cls._meta.sorted_fields,
-                first.version.alias("first_version"),
-                first.category.alias("filed_category"),
-                first.ai_suggested_response.alias("filed_response"),
-            )
-            .join(
-                first,
-                peewee.JOIN.LEFT_OUTER,
-                on=(first.ticket_id == cls.id) & (first.version == 1),
-            )
-            .where(cls.id.in_(sorted(set(ticket_ids))))
+        wanted = sorted(set(ticket_ids))
+        sql = _FOLLOWED.format(
+            columns=", ".join(f"ticket.{name}" for name in cls._meta.columns),
+            ids=", ".join([database.param] * len(wanted)),
         )
+        query = peewee.RawQuery(sql, wanted).bind(database)
         tickets = {}
         for ticket in backend.read(query):
             ticket["filed"] = None
@@ -559,6 +550,18 @@ END
 )
 TRIGGERS = (KEEP_VERSION, LEAVE_MARK, MARK_RETURN, SHOW_WRITING)
 
+
+# As text, because Peewee takes longer to build it than SQLite to run it.
+_FOLLOWED = """
+SELECT
+    {columns},
+    filed.version AS first_version,
+    filed.category AS filed_category,
+    filed.ai_suggested_response AS filed_response
+FROM ticket
+LEFT JOIN ticket_version AS filed ON filed.ticket_id = ticket.id AND filed.version = 1
+WHERE ticket.id IN ({ids})
+"""
 
 # The entity tag of a ticket: also after a restore, when versions are given out again,
 # no two states share one.
