@@ -1,25 +1,22 @@
 """The README is true: its commands run, and its examples answer what it shows."""
 
 import contextlib
+import json
 import os
+import random
 import re
 import shutil
 import signal
 import subprocess
+import time
 import urllib.request
 from pathlib import Path
 
 import pytest
 
 from database import PSYCOPG
-from tests.helpers.contract import (
-    JSON_TYPE,
-    README,
-    ROOT,
-    TICKETS,
-    TIMESTAMP,
-    assert_version,
-)
+from tests.helpers.contract import JSON_TYPE, README, ROOT, TICKETS, TIMESTAMP, once
+from tests.helpers.follower import CHANGES
 from tests.helpers.readme import BLOCKS, blocks
 from tests.helpers.server import free_port
 from tests.helpers.timing import wait_for
@@ -27,12 +24,15 @@ from tests.helpers.timing import wait_for
 COMMANDS = [text.strip() for text in blocks("sh") if "curl" not in text]
 EXAMPLES = [
     (command, output)
-    for (kind, command), (_, output) in zip(
+    for (kind, command), (output_kind, output) in zip(
         BLOCKS, [*BLOCKS[1:], ("", "")], strict=True
     )
-    if kind == "sh" and "curl" in command
+    if kind in ("sh", "bash") and output_kind == "json"
 ]
 QUEUE = next(command for command, _ in EXAMPLES if "while" in command)
+FOLLOW = re.search(
+    "^cat >follow.sh <<'END'\n(.*?)^END$", README, re.MULTILINE | re.DOTALL
+)[1]
 HEADERS = re.compile(r"(Date|X-Request-ID): [^\n]+")
 
 
@@ -134,6 +134,90 @@ def test_two_queue_workers_close_each_ticket_once(server, tmp_path):
     assert len(tickets) == 30
     for ticket in tickets:
         assert_version(server.get(ticket["id"]), 2)
+
+
+def follow(server, folder, **environ):
+    """Start the README's follower in a folder of its own."""
+    environ = {
+        "PATH": os.environ["PATH"],
+        "changes": f"http://127.0.0.1:{server.port}{CHANGES}",
+        **environ,
+    }
+    return subprocess.Popen(
+        ["bash", "-c", FOLLOW],
+        cwd=folder,
+        env=environ,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_a_follower_that_is_killed_misses_nothing(
+    server, start_load, tmp_path, sql, full
+):
+    """F2, F3: the README's script, at random moments, beside writers."""
+    server.fill(200)
+    folder = tmp_path / "follower"
+    folder.mkdir()
+    chance = random.Random(11)
+    load = start_load(server, 8, 100)
+    killed = 0
+    for _ in range(150 if full else 15):
+        follower = follow(server, folder)
+        time.sleep(chance.random() * 0.4)
+        server.post()
+        if follower.poll() is None:
+            killed += 1
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(follower.pid, signal.SIGKILL)
+        follower.communicate()
+    load.end()
+    sql("DELETE FROM ticket WHERE id IN (1, 150)")
+
+    follower = follow(server, folder)
+    _, errors = follower.communicate(timeout=60)
+    assert (follower.returncode, errors) == (0, "")
+    assert killed > 5
+    copy = {}
+    for line in (folder / "changes.jsonl").read_text("utf-8").splitlines():
+        ticket = json.loads(line)
+        copy[ticket["id"]] = ticket
+    rows = sql("SELECT * FROM ticket")
+    present = {key: each for key, each in copy.items() if "deleted" not in each}
+    assert present.keys() == {row["id"] for row in rows}
+    for row in rows:
+        names = row.keys() & present[row["id"]].keys()
+        assert {name: row[name] for name in names} == {
+            name: present[row["id"]][name] for name in names
+        }
+
+
+class TestFollowerWithToken:
+    """E2: with TICKETSVC_TOKENS set."""
+
+    pytestmark = once
+
+    @pytest.fixture
+    def settings(self):
+        return {"TICKETSVC_TOKENS": "s3cret"}
+
+    def test_it_sends_a_token_if_one_is_set(self, server, tmp_path):
+        """E2."""
+        follower = follow(server, tmp_path, TOKEN="s3cret")
+        _, errors = follower.communicate(timeout=60)
+        assert (follower.returncode, errors) == (0, "")
+        assert (tmp_path / "cursor").read_text() == "?since=0-0\n"
+
+    def test_it_ends_with_an_error_after_another_status(self, server, tmp_path):
+        """F2: its cursor stays as it was."""
+        (tmp_path / "cursor").write_text("?since=0-0\n")
+        follower = follow(server, tmp_path)
+        _, errors = follower.communicate(timeout=60)
+        assert follower.returncode != 0
+        assert "401" in errors
+        assert (tmp_path / "cursor").read_text() == "?since=0-0\n"
+        assert (tmp_path / "changes.jsonl").read_text() == ""
 
 
 def test_the_driver_is_named_alike_everywhere():
