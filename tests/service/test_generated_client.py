@@ -119,7 +119,7 @@ def test_generate_every_operation(generated):
     """E6."""
     written = {path.stem for path in generated.package.glob("api/*/[!_]*.py")}
     assert written == set(OPERATIONS)
-    assert len(OPERATIONS) == 7
+    assert len(OPERATIONS) == 8
 
 
 @pytest.mark.parametrize("schema", COMPONENTS["schemas"])
@@ -244,6 +244,17 @@ def test_read_health_and_the_document(library, client):
     """H1, E6."""
     assert library.get_health.sync(client=client).status == "ok"
     assert library.get_openapi.sync(client=client).to_dict() == DOCUMENT
+
+
+def test_follow_the_changes(library, client, server):
+    """F1: a ticket that is there, and one that is gone."""
+    server.post()
+    server.post()
+    server.sql("DELETE FROM ticket WHERE id = 1")
+    gone, there = library.list_changes.sync(client=client, since="0-0")
+    assert gone == library.models.DeletedTicket(id=1, deleted=True)
+    assert isinstance(there, library.models.ChangedTicket)
+    assert (there.id, there.version, there.filed.category) == (2, 1, None)
 
 
 class TestTokens:
