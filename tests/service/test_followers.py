@@ -104,7 +104,7 @@ class Recorder:
     def __init__(self, server):
         self._follower = Follower(server, limit=1000)
         self._begun = 0  # requests
-        self._read_by = {}  # (id, version): the request whose page had it
+        self._pages = {}  # id: [(version, the request whose page had it), …]
         self._wanted = []  # (id, version, requests begun when it was acknowledged)
 
     def read_until(self, is_over):
@@ -114,8 +114,8 @@ class Recorder:
     def read_page(self):
         self._begun += 1
         for ticket in self._follower.read_page():
-            written = (ticket["id"], ticket["version"])
-            self._read_by.setdefault(written, self._begun)
+            found = self._pages.setdefault(ticket["id"], [])
+            found.append((ticket["version"], self._begun))
 
     def acknowledge(self, ticket_id, version):
         """Note that this has been written now."""
@@ -130,8 +130,8 @@ class Recorder:
         for ticket_id, version, begun in self._wanted:
             found = [
                 request
-                for (each_id, each_version), request in self._read_by.items()
-                if each_id == ticket_id and each_version >= version
+                for each_version, request in self._pages.get(ticket_id, ())
+                if each_version >= version
             ]
             # A page has room for all that a load writes meanwhile.
             if not found or min(found) > begun + 1:
