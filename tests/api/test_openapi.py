@@ -33,6 +33,7 @@ TYPES = {
     fields.Integer: "integer",
     CursorField: "string",
 }
+STORABLE = "Not white space only; no NUL and no unpaired surrogate."
 
 
 def described(field):

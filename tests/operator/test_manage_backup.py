@@ -45,6 +45,7 @@ def big(make_server):
 
 
 def test_a_backup_holds_what_the_database_holds(ticket, manage, folder):
+    """M1."""
     copy = folder / "copy.db"
     line = manage("backup", copy)
     assert line == f"Backed up 1 ticket to {copy}, 0.0 MB\n"
@@ -54,6 +55,7 @@ def test_a_backup_holds_what_the_database_holds(ticket, manage, folder):
 
 
 def test_a_backup_overwrites_nothing(ticket, manage, folder):
+    """M1."""
     copy = folder / "copy.db"
     copy.write_text("mine")
     assert manage("backup", copy, status=1) == f"Error: {copy} exists\n"
@@ -64,6 +66,7 @@ def test_a_backup_overwrites_nothing(ticket, manage, folder):
 def test_a_backup_overwrites_no_file_that_came_meanwhile(
     ticket, manage, folder, monkeypatch
 ):
+    """M1."""
     copy = folder / "copy.db"
     monkeypatch.setattr(os, "fsync", lambda file: copy.write_text("mine"))
     assert "File exists" in manage("backup", copy, status=1)
@@ -72,6 +75,7 @@ def test_a_backup_overwrites_no_file_that_came_meanwhile(
 
 
 def test_a_backup_does_not_upgrade_an_old_database(manage, tmp_path, folder):
+    """M1."""
     path = tmp_path / "tickets.db"
     query(path, OLD_TABLE)
     before = path.read_bytes()
@@ -82,12 +86,14 @@ def test_a_backup_does_not_upgrade_an_old_database(manage, tmp_path, folder):
 
 
 def test_a_backup_of_a_database_without_tickets_fails(manage, tmp_path, folder):
+    """M1."""
     (tmp_path / "tickets.db").touch()
     assert manage("backup", folder / "x", status=1) == "Error: no such table: ticket\n"
     assert names(folder) == []
 
 
 def test_a_damaged_database_gives_no_backup(ticket, manage, tmp_path, folder, sql):
+    """M1."""
     sql("PRAGMA wal_checkpoint(TRUNCATE)")
     ((page,),) = query(
         tmp_path / "tickets.db",
@@ -101,6 +107,7 @@ def test_a_damaged_database_gives_no_backup(ticket, manage, tmp_path, folder, sq
 
 
 def test_keep_deletes_all_but_the_newest(ticket, manage, folder):
+    """M1."""
     mine = ["tickets.db", "tickets-20200101-000000.db.bak", "x-20200101-000000.db"]
     for name in mine:
         (folder / name).touch()
@@ -119,6 +126,7 @@ def test_keep_deletes_all_but_the_newest(ticket, manage, folder):
 def test_of_two_backups_within_a_second_the_second_fails(
     ticket, manage, folder, monkeypatch
 ):
+    """M1."""
     monkeypatch.setattr("manage.BACKUP_NAME", "tickets-20261124-031500.db")
     manage("backup", "--keep", 1, folder)
     before = names(folder)
@@ -127,6 +135,7 @@ def test_of_two_backups_within_a_second_the_second_fails(
 
 
 def test_two_backups_at_once_do_not_meet(big, start_manage, folder):
+    """M1."""
     processes = [start_manage("backup", folder / "copy.db") for _ in range(2)]
     outputs = [process.communicate(timeout=60) for process in processes]
     assert sorted(process.returncode for process in processes) == [0, 1], outputs
@@ -136,6 +145,7 @@ def test_two_backups_at_once_do_not_meet(big, start_manage, folder):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_backup_leaves_nothing(big, start_manage, folder, number):
+    """M1."""
     process = start_manage("backup", folder / "copy.db")
     wait_for(lambda: names(folder), "nothing is written")
     process.send_signal(number)
@@ -147,6 +157,7 @@ def test_an_interrupted_backup_leaves_nothing(big, start_manage, folder, number)
 
 
 def test_a_killed_backup_leaves_what_the_next_removes(big, start_manage, folder):
+    """M1."""
     process = start_manage("backup", "--keep", 3, folder)
     wait_for(lambda: names(folder), "nothing is written")
     time.sleep(0.05)

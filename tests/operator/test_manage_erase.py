@@ -46,6 +46,7 @@ def free_pages(client, tmp_path):
 def test_no_text_is_left_in_the_file_or_its_log(
     client, customer, free_pages, manage, tmp_path
 ):
+    """M4."""
     assert file_text(tmp_path).count(LATER.encode()) > 1000
     line = manage("erase", customer)
     assert line == "Erased 1 ticket with all versions; backups still hold them\n"
@@ -59,6 +60,7 @@ def test_no_text_is_left_in_the_file_or_its_log(
 def test_no_text_is_left_beside_a_running_service(
     make_server, start_load, manage, tmp_path
 ):
+    """M4."""
     server = make_server().start()
     server.post({"user_description": f"{SECRET} " * 900})
     server.fill(1000)
@@ -71,6 +73,7 @@ def test_no_text_is_left_beside_a_running_service(
 
 
 def test_an_erased_ticket_leaves_a_mark_without_text(customer, manage, client, sql):
+    """M4."""
     manage("erase", customer)
     assert client.get(f"{TICKETS}/1").status_code == 404
     assert client.get(f"{TICKETS}/1/history").status_code == 404
@@ -80,17 +83,20 @@ def test_an_erased_ticket_leaves_a_mark_without_text(customer, manage, client, s
 
 
 def test_an_id_is_not_given_out_again(customer, manage, client):
+    """M4."""
     manage("erase", 1, 2)
     assert client.post(TICKETS, json={"user_description": "x"}).json["id"] == 3
 
 
 def test_an_unknown_id_erases_nothing(customer, manage, client):
+    """M4."""
     error = manage("erase", 1, 99, status=1)
     assert error == "Error: there is no ticket 99; nothing is erased\n"
     assert client.get(f"{TICKETS}/1").status_code == 200
 
 
 def test_an_id_given_twice_counts_once(customer, manage):
+    """M4."""
     assert manage("erase", 1, 1).startswith("Erased 1 ticket ")
 
 
@@ -108,6 +114,7 @@ def test_what_was_deleted_by_hand_can_be_erased(
 def test_a_reader_that_holds_the_log_is_an_error(
     customer, manage, tmp_path, sql, monkeypatch
 ):
+    """M4."""
     monkeypatch.setattr("database.LOG_TIMEOUT", 0.5)
     with closing(sqlite3.connect(tmp_path / "tickets.db")) as reader:
         reader.execute("BEGIN")
@@ -126,6 +133,7 @@ def test_a_reader_that_holds_the_log_is_an_error(
 
 @pytest.mark.database("postgresql")
 def test_on_postgresql_the_line_says_what_remains(customer, manage):
+    """M4."""
     assert manage("erase", customer) == (
         "Erased 1 ticket with all versions; backups, replicas, the server's log and "
         "unused space of its pages still hold them\n"

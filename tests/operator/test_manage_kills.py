@@ -83,6 +83,7 @@ def assert_whole(server):
 
 @pytest.mark.database("sqlite")
 def test_a_backup_killed_at_any_moment(filled, kill, kills, tmp_path, loaded):
+    """M1."""
     folder = tmp_path / "backups"
     folder.mkdir()
     with loaded(filled):
@@ -102,6 +103,7 @@ def test_a_backup_killed_at_any_moment(filled, kill, kills, tmp_path, loaded):
 def test_a_restore_killed_at_any_moment(
     filled, kill, kills, manage, start_load, tmp_path
 ):
+    """M2."""
     copy = tmp_path / "copy.db"
     manage("backup", copy)
     shape = "SELECT name, sql FROM sqlite_master ORDER BY name"
@@ -124,6 +126,7 @@ def test_a_restore_killed_at_any_moment(
 
 
 def test_a_revert_killed_at_any_moment(filled, kill, kills, manage, loaded):
+    """M3."""
     rest = f"WHERE id > {LOADED}"
     for number in range(kills):
         time.sleep(0.01)
@@ -154,6 +157,7 @@ def test_a_revert_killed_at_any_moment(filled, kill, kills, manage, loaded):
 
 
 def test_an_erase_killed_at_any_moment(filled, kill, kills, manage, loaded):
+    """M4."""
     with loaded(filled):
         for number in range(kills):
             ids = range(COUNT - 10 * number - 9, COUNT - 10 * number + 1)
@@ -169,6 +173,7 @@ def test_an_erase_killed_at_any_moment(filled, kill, kills, manage, loaded):
 
 
 def test_a_prune_killed_at_any_moment(filled, kill, kills, manage, loaded):
+    """M5."""
     with loaded(filled):
         for _ in range(kills):
             filled.sql(f"UPDATE ticket SET category = 'x' WHERE id > {LOADED}")

@@ -39,12 +39,14 @@ def test_versions_that_were_replaced_before_are_deleted(moments, manage, kept):
 
 
 def test_the_first_and_the_newest_row_stay(moments, manage, kept):
+    """M5."""
     manage("prune", "--before", "9999-12-31")
     assert kept(1) == [1]
     assert kept(2) == [1]
 
 
 def test_the_newest_row_of_the_table_stays(moments, manage, kept, sql):
+    """M5."""
     Ticket.patch(1, {"category": "again"})
     manage("prune", "--before", "9999-12-31")
     assert kept(1) == [1, 6]
@@ -54,18 +56,21 @@ def test_the_newest_row_of_the_table_stays(moments, manage, kept, sql):
 
 
 def test_the_lowest_version_of_an_old_ticket_stays(moments, manage, kept, sql):
+    """M5."""
     sql("DELETE FROM ticket_version WHERE ticket_id = 1 AND version < 3")
     manage("prune", "--before", "9999-12-31")
     assert kept(1) == [3]
 
 
 def test_the_present_version_stays(moments, manage, sql):
+    """M5."""
     before = sql("SELECT * FROM ticket ORDER BY id")
     manage("prune", "--before", "9999-12-31")
     assert sql("SELECT * FROM ticket ORDER BY id") == before
 
 
 def test_marks_of_deleted_tickets_stay(moments, manage, kept, sql):
+    """M5."""
     sql("DELETE FROM ticket WHERE id = 1")
     Ticket.patch(2, {"category": "newer"})
     manage("prune", "--before", "9999-12-31")
@@ -73,6 +78,7 @@ def test_marks_of_deleted_tickets_stay(moments, manage, kept, sql):
 
 
 def test_a_second_run_deletes_nothing(moments, manage):
+    """M5."""
     manage("prune", "--before", moments[2])
     line = manage("prune", "--before", moments[2])
     assert line == f"Deleted 0 versions replaced before {moments[2]}\n"
@@ -81,6 +87,7 @@ def test_a_second_run_deletes_nothing(moments, manage):
 def test_more_versions_than_a_portion_are_all_pruned(
     moments, manage, kept, monkeypatch
 ):
+    """M5."""
     monkeypatch.setattr("manage.PORTION", 2)
     assert manage("prune", "--before", moments[4]).startswith("Deleted 4 versions ")
     assert kept(1) == [1]

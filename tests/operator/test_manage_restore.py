@@ -47,6 +47,7 @@ def copy(ticket, client, manage, folder):
 def test_a_restore_brings_tickets_and_versions_back(
     client, copy, manage, sql, tmp_path
 ):
+    """M2."""
     before = sql("SELECT * FROM ticket")
     client.patch(f"{TICKETS}/1", json={"category": "after"})
     client.post(TICKETS, json={"user_description": "after"})
@@ -61,12 +62,14 @@ def test_a_restore_brings_tickets_and_versions_back(
 
 
 def test_a_restore_only_reads_the_backup(copy, manage, folder):
+    """M2."""
     before = files(folder)
     manage("restore", copy)
     assert files(folder) == before
 
 
 def test_a_backup_in_wal_mode_is_only_read(ticket, manage, folder, sql, tmp_path):
+    """M2."""
     sql("PRAGMA wal_checkpoint(TRUNCATE)")
     shutil.copy(tmp_path / "tickets.db", folder / "copy.db")
     before = files(folder)
@@ -76,6 +79,7 @@ def test_a_backup_in_wal_mode_is_only_read(ticket, manage, folder, sql, tmp_path
 
 
 def test_no_id_is_given_out_again(client, copy, manage):
+    """M2."""
     posted = client.post(TICKETS, json={"user_description": "later"}).json
     manage("restore", copy)
     assert posted["id"] == 2
@@ -100,6 +104,7 @@ def test_ids_of_deleted_tickets_in_the_backup_are_not_given_out(
 
 
 def test_versions_get_ids_above_all_that_were_given_out(client, copy, manage, sql):
+    """M2."""
     client.patch(f"{TICKETS}/1", json={"category": "after"})
     (given,) = sql("SELECT max(id) AS id FROM ticket_version")
     manage("restore", copy)
@@ -108,6 +113,7 @@ def test_versions_get_ids_above_all_that_were_given_out(client, copy, manage, sq
 
 
 def test_a_ticket_that_is_gone_leaves_a_mark(client, copy, manage, sql):
+    """M2."""
     client.post(TICKETS, json={"user_description": "after"})
     manage("restore", copy)
     assert sql("SELECT * FROM ticket_version WHERE version = 0") == [
@@ -129,6 +135,7 @@ def test_a_ticket_that_is_gone_leaves_a_mark(client, copy, manage, sql):
 def test_a_backup_without_versions_lets_no_version_id_come_again(
     client, ticket, manage, folder, sql
 ):
+    """M2."""
     manage("backup", folder / "copy.db")
     client.patch(f"{TICKETS}/1", json={"category": "after"})
     (given,) = sql("SELECT max(id) AS id FROM ticket_version")
@@ -140,6 +147,7 @@ def test_a_backup_without_versions_lets_no_version_id_come_again(
 
 
 def test_the_marks_of_earlier_deletions_stay(client, ticket, manage, folder, sql):
+    """M2."""
     manage("backup", folder / "copy.db")
     client.post(TICKETS, json={"user_description": "after"})
     sql("DELETE FROM ticket WHERE id = 2")
@@ -163,6 +171,7 @@ def test_a_change_after_a_restore_is_a_version(client, copy, manage, sql):
 def test_a_backup_of_an_older_version_is_brought_up_to_date(
     client, manage, folder, sql, database_url
 ):
+    """M2."""
     shape = sql("SELECT name, sql FROM sqlite_master ORDER BY name")
     run_script(folder / "old.db", OLD)
     before = files(folder)
@@ -174,6 +183,7 @@ def test_a_backup_of_an_older_version_is_brought_up_to_date(
 
 
 def test_the_database_itself_is_no_backup(ticket, manage, tmp_path, sql):
+    """M2."""
     link = tmp_path / "link.db"
     os.link(tmp_path / "tickets.db", link)
     for path in (tmp_path / "tickets.db", link):
@@ -194,16 +204,19 @@ def refused(manage, sql, path):
 
 
 def test_a_file_that_is_no_database_is_refused(ticket, manage, sql, folder):
+    """M2."""
     (folder / "x").write_text("no database" * 100)
     assert "not a database" in refused(manage, sql, folder / "x")
 
 
 def test_an_empty_file_is_refused(ticket, manage, sql, folder):
+    """M2."""
     (folder / "x").touch()
     assert "no such table: ticket" in refused(manage, sql, folder / "x")
 
 
 def test_a_damaged_backup_is_refused(copy, manage, sql):
+    """M2."""
     with copy.open("r+b") as file:
         file.seek(4096)
         file.write(b"\xff" * 4096)
@@ -211,6 +224,7 @@ def test_a_damaged_backup_is_refused(copy, manage, sql):
 
 
 def test_a_torn_backup_is_refused(copy, manage, sql):
+    """M2."""
     data = copy.read_bytes()
     copy.write_bytes(data[: len(data) // 2])
     assert refused(manage, sql, copy)
@@ -224,11 +238,13 @@ def test_a_database_with_a_log_is_refused(ticket, manage, sql, folder):
 
 
 def test_a_backup_of_a_newer_version_is_refused(copy, manage, sql):
+    """M2."""
     run_script(copy, "ALTER TABLE ticket ADD COLUMN newer TEXT")
     assert "has a column newer" in refused(manage, sql, copy)
 
 
 def test_a_row_that_breaks_a_rule_is_named(ticket, manage, sql, folder):
+    """M2."""
     run_script(
         folder / "x",
         """
@@ -242,12 +258,14 @@ def test_a_row_that_breaks_a_rule_is_named(ticket, manage, sql, folder):
 
 
 def test_a_bad_backup_makes_no_new_database(manage, tmp_path, folder):
+    """M2."""
     (folder / "x").touch()
     manage("restore", folder / "x", status=1)
     assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_a_restore_beside_a_reader_leaves_it_the_old_state(copy, manage, tmp_path, sql):
+    """M2."""
     sql("UPDATE ticket SET category = 'after'")
     with closing(sqlite3.connect(tmp_path / "tickets.db")) as reader:
         reader.execute("BEGIN")
@@ -260,6 +278,7 @@ def test_a_restore_beside_a_reader_leaves_it_the_old_state(copy, manage, tmp_pat
 
 
 def test_the_log_is_empty_after_a_restore(make_server, manage, folder, tmp_path):
+    """M2."""
     server = make_server().start().fill(2000)
     manage("backup", folder / "copy.db")
     manage("restore", folder / "copy.db")

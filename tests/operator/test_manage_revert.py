@@ -45,12 +45,14 @@ def content(ticket_id):
 
 
 def test_a_revert_gives_back_what_was_before(since, write, manage):
+    """M3."""
     write("alice", 1, 2, **BAD)
     assert manage("revert", "--since", since) == "Reverted 2 tickets, left 0 alone\n"
     assert [content(each) for each in (1, 2, 3)] == [GOOD, GOOD, GOOD]
 
 
 def test_a_revert_is_a_version_like_any_other(since, write, manage, client):
+    """M3."""
     write("alice", 1, category="bad")
     write("alice", 1, status="closed")
     manage("revert", "--since", since)
@@ -69,6 +71,7 @@ def test_a_revert_is_a_version_like_any_other(since, write, manage, client):
 
 
 def test_tickets_that_were_not_written_stay_as_they_are(since, write, manage, sql):
+    """M3."""
     write("alice", 1, **BAD)
     before = sql("SELECT * FROM ticket WHERE id > 1 ORDER BY id")
     manage("revert", "--since", since)
@@ -76,6 +79,7 @@ def test_tickets_that_were_not_written_stay_as_they_are(since, write, manage, sq
 
 
 def test_with_a_name_only_its_changes_are_undone(since, write, manage):
+    """M3."""
     write("alice", 1, **BAD)
     write("carol", 2, **BAD)
     line = manage("revert", "--since", since, "--by", "alice")
@@ -86,6 +90,7 @@ def test_with_a_name_only_its_changes_are_undone(since, write, manage):
 def test_a_ticket_that_somebody_has_changed_afterwards_is_left_alone(
     since, write, manage
 ):
+    """M3."""
     write("alice", 1, 2, **BAD)
     write("carol", 2, status="ai_resolved")
     assert manage("revert", "--since", since, "--by", "alice") == (
@@ -96,6 +101,7 @@ def test_a_ticket_that_somebody_has_changed_afterwards_is_left_alone(
 
 
 def test_a_ticket_that_was_filed_in_that_time_is_left_alone(since, write, manage):
+    """M3."""
     Ticket.add({"user_description": "new"}, "alice")
     write("alice", 5, **BAD)
     assert manage("revert", "--since", since) == (
@@ -106,6 +112,7 @@ def test_a_ticket_that_was_filed_in_that_time_is_left_alone(since, write, manage
 
 
 def test_a_ticket_that_another_filed_in_that_time_is_reverted(since, write, manage):
+    """M3."""
     Ticket.add({"user_description": "new"}, "bob")
     write("alice", 5, **BAD)
     manage("revert", "--since", since, "--by", "alice")
@@ -115,6 +122,7 @@ def test_a_ticket_that_another_filed_in_that_time_is_reverted(since, write, mana
 def test_a_ticket_whose_version_before_was_pruned_is_left_alone(
     since, write, manage, sql
 ):
+    """M3."""
     write("alice", 1, **BAD)
     sql("DELETE FROM ticket_version WHERE ticket_id = 1 AND version = 2")
     assert manage("revert", "--since", since) == (
@@ -125,6 +133,7 @@ def test_a_ticket_whose_version_before_was_pruned_is_left_alone(
 
 
 def test_a_second_run_finds_nothing_to_do(since, write, manage, sql):
+    """M3."""
     write("alice", 1, 2, **BAD)
     for arguments in (["--by", "alice"], []):
         write("alice", 1, 2, **BAD)
@@ -136,6 +145,7 @@ def test_a_second_run_finds_nothing_to_do(since, write, manage, sql):
 
 
 def test_what_a_script_writes_after_a_revert_can_be_undone(since, write, manage):
+    """M3."""
     write("alice", 1, **BAD)
     manage("revert", "--since", since, "--by", "alice")
     write("alice", 1, **BAD)
@@ -144,6 +154,7 @@ def test_what_a_script_writes_after_a_revert_can_be_undone(since, write, manage)
 
 
 def test_a_revert_can_be_reverted(since, write, manage):
+    """M3."""
     write("alice", 1, 2, **BAD)
     manage("revert", "--since", since)
     line = manage("revert", "--since", since, "--by", "revert")
@@ -152,6 +163,7 @@ def test_a_revert_can_be_reverted(since, write, manage):
 
 
 def test_a_revert_can_be_reverted_by_its_time(since, write, manage):
+    """M3."""
     write("alice", 1, **BAD)
     after = moment()
     manage("revert", "--since", since)
@@ -160,6 +172,7 @@ def test_a_revert_can_be_reverted_by_its_time(since, write, manage):
 
 
 def test_versions_of_the_same_millisecond_are_told_apart(since, write, manage, sql):
+    """M3."""
     write("alice", 1, category="bad")
     write("alice", 1, category="worse")
     stamp = moment()
@@ -178,6 +191,7 @@ def test_versions_of_the_same_millisecond_are_told_apart(since, write, manage, s
 
 
 def test_a_dry_run_only_lists(since, write, manage, sql):
+    """M3."""
     write("alice", 1, 2, **BAD)
     write("carol", 2, status="ai_resolved")
     before = [sql("SELECT * FROM ticket"), sql("SELECT * FROM ticket_version")]
@@ -190,6 +204,7 @@ def test_a_dry_run_only_lists(since, write, manage, sql):
 
 
 def test_a_date_is_the_beginning_of_a_day_in_utc(since, write, manage):
+    """M3."""
     write("alice", 1, **BAD)
     line = manage("revert", "--since", "2020-01-01", "--by", "alice")
     assert line == "Reverted 1 ticket, left 0 alone\n"
@@ -200,6 +215,7 @@ def test_a_date_is_the_beginning_of_a_day_in_utc(since, write, manage):
 def test_a_change_between_reading_and_writing_is_not_lost(
     since, write, manage, monkeypatch
 ):
+    """M3."""
     write("alice", 1, 2, **BAD)
     revert = Ticket.revert
 
@@ -216,6 +232,7 @@ def test_a_change_between_reading_and_writing_is_not_lost(
 
 
 def test_more_tickets_than_a_portion_are_all_reverted(since, sql, manage, monkeypatch):
+    """M3."""
     monkeypatch.setattr("manage.PORTION", 3)
     for number in range(10):
         Ticket.add({"user_description": f"n {number}"})

@@ -15,7 +15,15 @@ from pathlib import Path
 import pytest
 
 from database import PSYCOPG
-from tests.helpers.contract import JSON_TYPE, README, ROOT, TICKETS, TIMESTAMP, once
+from tests.helpers.contract import (
+    JSON_TYPE,
+    README,
+    ROOT,
+    TICKETS,
+    TIMESTAMP,
+    assert_version,
+    once,
+)
 from tests.helpers.follower import CHANGES
 from tests.helpers.readme import BLOCKS, blocks
 from tests.helpers.server import free_port
