@@ -18,7 +18,7 @@ CLIENTS = 4
 @pytest.fixture
 def kills(full):
     """How often a command is killed."""
-    return 25 if full else 5
+    return 25 if full else 3
 
 
 @pytest.fixture

@@ -360,7 +360,7 @@ def test_a_start_killed_at_some_moment_is_finished_by_the_next(
 def test_a_start_killed_at_a_write_is_finished_by_the_next(make_server, load_old, full):
     """E4: at each write to the file, or to the connection, that a start makes."""
     needs_strace()
-    for number in count(1, 1) if full else count(11, 4):
+    for number in count(1, 1) if full else count(11, 12):
         server = make_server(WEB_CONCURRENCY="1")
         load_old(server.environ["DATABASE_URL"])
         inject = f"inject=pwrite64,sendto:signal=KILL:when={number}"
