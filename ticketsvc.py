@@ -5,6 +5,7 @@ validation, database.py how a statement reaches the disk, and upgrade.py how a s
 brings an old database up to date.
 """
 
+import functools
 import hmac
 import ipaddress
 import json
@@ -280,20 +281,28 @@ def require_trusted_host():
         return
 
     host = host_without_port(request.environ.get("HTTP_HOST", ""))
-    shown = f"Host {host[:MAX_SHOWN_HOST]}" if host else "Host"
     if trusted_hosts is None:
         if not is_loopback(host):
             advice = "set TICKETSVC_TOKENS or TICKETSVC_TRUSTED_HOSTS"
-            abort(400, f"{shown} is not trusted: {advice}")
+            refuse_host(host, f"is not trusted: {advice}")
     elif host not in trusted_hosts and "*" not in trusted_hosts:
-        abort(400, f"{shown} is not trusted")
+        refuse_host(host, "is not trusted")
 
 
+def refuse_host(host, reason):
+    """Abort with 400; `host` is empty if the request names none."""
+    shown = f"Host {host[:MAX_SHOWN_HOST]}" if host else "Host"
+    abort(400, f"{shown} {reason}")
+
+
+# Cached, because nearly all requests have the same Host.
+@functools.lru_cache(maxsize=64)
 def host_without_port(value):
     """Return the name or the address in a Host header (RFC 9110, 7.2) in lower case."""
     return re.sub(":[0-9]*$", "", value.strip()).lower()
 
 
+@functools.lru_cache(maxsize=64)
 def is_loopback(host):
     """Return whether a name or an address is one of this host's own."""
     if host in ("localhost", "[::1]"):
