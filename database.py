@@ -495,19 +495,20 @@ class SqliteBackend:
 
         What ends the transaction fails all (sqlite.org/lang_transaction.html, 3.1).
         """
+        connection = self._writer.connection()
         written = []
         for write in group:
             try:
-                rows = rows_of(self._writer.execute_sql(write.sql, write.params))
+                rows = rows_of(connection.execute(write.sql, write.params))
             except Exception as error:
-                if not self._writer.connection().in_transaction:
+                if not connection.in_transaction:
                     raise
                 write.outcome.set_exception(error)
             else:
                 written.append((write, rows))
 
         self._check_file()
-        self._writer.execute_sql("COMMIT")
+        connection.execute("COMMIT")
         self._check_file()
 
         if len(written) < len(group):

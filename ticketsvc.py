@@ -275,8 +275,9 @@ def require_trusted_host():
     Without a token, any web page that somebody on this host opens could otherwise send
     requests to the service, by a name that resolves to 127.0.0.1 (DNS rebinding).
     """
-    trusted_hosts = current_app.config["HOSTS"]
-    is_open = bool(current_app.config["TOKENS"]) and trusted_hosts is None
+    config = current_app.config
+    trusted_hosts = config["HOSTS"]
+    is_open = bool(config["TOKENS"]) and trusted_hosts is None
     if is_open or request.path in OPEN_PATHS:
         return
 
