@@ -8,7 +8,6 @@ from marshmallow.validate import OneOf
 
 from schemas import ticket_patch_schema
 from tests.helpers.contract import TICKETS, assert_error, assert_version, once
-from tests.helpers.readme import blocks
 
 FIELDS = [
     "version",
@@ -236,40 +235,3 @@ class TestNames:
             "bob",
             "alice",
         ]
-
-
-class TestStatements:
-    """The statements about the history that the README shows, on SQLite."""
-
-    pytestmark = pytest.mark.database("sqlite")
-
-    @pytest.fixture
-    def statements(self):
-        """The two statements about the history that the README shows."""
-        (block,) = blocks("sql")
-        return block.splitlines()
-
-    def test_the_query_of_the_readme_counts_overridden_categories(
-        self, client, sql, statements
-    ):
-        """V1: of tickets that were and were not written to; null is a category too."""
-        for category in ("bug", "bug", "bug", None, None):
-            client.post(TICKETS, json={"user_description": "x", "category": category})
-        client.patch(f"{TICKETS}/1", json={"category": "billing"})
-        client.patch(f"{TICKETS}/2", json={"status": "closed"})
-        client.patch(f"{TICKETS}/4", json={"category": "bug"})
-        found = {tuple(row.values()) for row in sql(statements[0])}
-        assert found == {("bug", 3, 1), (None, 2, 1)}
-
-    def test_the_statement_of_the_readme_deletes_old_versions(
-        self, client, url, sql, statements
-    ):
-        """V1: and leaves the ticket as it was filed."""
-        for number in range(4):
-            client.patch(url, json={"category": f"n {number}"})
-        sql(
-            "UPDATE ticket_version SET updated_at = '2020-01-01T00:00:00.000Z' "
-            "WHERE version < 4"
-        )
-        sql(statements[1])
-        assert versions(client.get(f"{url}/history")) == [5, 4, 1]

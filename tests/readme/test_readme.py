@@ -25,19 +25,21 @@ from tests.helpers.contract import (
     once,
 )
 from tests.helpers.follower import CHANGES
-from tests.helpers.readme import BLOCKS, blocks
+from tests.helpers.readme import BLOCKS
 from tests.helpers.server import free_port
 from tests.helpers.timing import wait_for
 
-COMMANDS = [text.strip() for text in blocks("sh") if "curl" not in text]
-EXAMPLES = [
-    (command, output)
-    for (kind, command), (output_kind, output) in zip(
-        BLOCKS, [*BLOCKS[1:], ("", "")], strict=True
-    )
-    if kind in ("sh", "bash") and output_kind == "json"
+SETUPS = [
+    line
+    for block in BLOCKS
+    if block.language == "sh"
+    for line in block.text.splitlines()
+    if "venv .venv" in line
 ]
-QUEUE = next(command for command, _ in EXAMPLES if "while" in command)
+EXAMPLES = [block for block in BLOCKS if block.output_language == "json"]
+QUEUE = re.search(
+    "^cat >queue.sh <<'END'\n(.*?)^END$", README, re.MULTILINE | re.DOTALL
+)[1]
 FOLLOW = re.search(
     "^cat >follow.sh <<'END'\n(.*?)^END$", README, re.MULTILINE | re.DOTALL
 )[1]
@@ -66,12 +68,10 @@ def checkout(tmp_path):
 
 
 def test_there_are_two_commands_to_set_up():
-    setups = [command for command in COMMANDS if "venv .venv" in command]
-    assert [command.rpartition("/")[2].split()[0] for command in setups] == [
+    assert [command.rpartition("/")[2].split()[0] for command in SETUPS] == [
         "gunicorn",
         "pytest",
     ]
-    assert not any("\n" in command for command in setups)
 
 
 def test_the_run_command_and_every_example(checkout):
@@ -80,7 +80,7 @@ def test_the_run_command_and_every_example(checkout):
     environ = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
     with (checkout / "log").open("w") as log:
         service = subprocess.Popen(
-            ["bash", "-c", COMMANDS[0]],
+            ["bash", "-c", SETUPS[0]],
             cwd=checkout,
             env={**environ, "GUNICORN_CMD_ARGS": f"--bind 127.0.0.1:{port}"},
             stdout=log,
@@ -99,7 +99,7 @@ def test_the_run_command_and_every_example(checkout):
         wait_for(answers, "it is not set up, or does not answer", timeout=300).close()
         # One shell for all examples, since the later ones use the variables of the
         # first.
-        script = "\necho '<end of example>'\n".join(command for command, _ in EXAMPLES)
+        script = "\necho '<end of example>'\n".join(each.text for each in EXAMPLES)
         shown = subprocess.run(
             ["bash", "-c", script.replace(":8000", f":{port}")],
             cwd=checkout,
@@ -110,29 +110,41 @@ def test_the_run_command_and_every_example(checkout):
     finally:
         os.killpg(service.pid, signal.SIGTERM)
         service.wait(60)
-    assert len(EXAMPLES) == len(blocks("json"))
-    expected = [normalise(output) for _, output in EXAMPLES]
+    expected = [normalise(each.output) for each in EXAMPLES]
     assert [normalise(output) for output in shown] == expected
     assert Path(checkout / "tickets.db").exists()
 
 
-def bash(script, server, folder):
-    """Start a script of the README against a server; its ports are the README's."""
+def start_queue(server, folder, **environ):
+    """Start the README's queue worker, with a page of seven tickets."""
     needed = [name for name in ("bash", "curl", "jq") if not shutil.which(name)]
     if needed:
         pytest.skip(f"needs {', '.join(needed)}")
-    variables = f"tickets=http://127.0.0.1:{server.port}{TICKETS}\njson='{JSON_TYPE}'\n"
-    command = ["bash", "-c", variables + script]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+    environ = {
+        "PATH": os.environ["PATH"],
+        "tickets": f"http://127.0.0.1:{server.port}{TICKETS}",
+        **environ,
+    }
+    return subprocess.Popen(
+        ["bash", "-c", QUEUE.replace("after=0", "after=0&limit=7")],
+        cwd=folder,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_two_queue_workers_close_each_ticket_once(server, tmp_path):
     """C2, L2, L3: the README's script, twice at the same moment over 30 tickets."""
     for _ in range(30):
         server.post()
-    script = QUEUE.partition("\n")[2].replace("after=0", "after=0&limit=7")
-    workers = [bash(script, server, tmp_path) for _ in range(2)]
-    output = "".join(worker.communicate(timeout=300)[0] for worker in workers)
+    workers = [start_queue(server, tmp_path) for _ in range(2)]
+    outputs = [worker.communicate(timeout=300) for worker in workers]
+    assert [(w.returncode, e) for w, (_, e) in zip(workers, outputs, strict=True)] == [
+        (0, "")
+    ] * 2
+    output = "".join(out for out, _ in outputs)
     closed = [
         int(line.split()[0]) for line in output.splitlines() if line.endswith(" 200")
     ]
@@ -201,7 +213,7 @@ def test_a_follower_that_is_killed_misses_nothing(
         }
 
 
-class TestFollowerWithToken:
+class TestScriptsWithToken:
     """E2: with TICKETSVC_TOKENS set."""
 
     pytestmark = once
@@ -226,6 +238,41 @@ class TestFollowerWithToken:
         assert "401" in errors
         assert (tmp_path / "cursor").read_text() == "?since=0-0\n"
         assert (tmp_path / "changes.jsonl").read_text() == ""
+
+    def test_a_queue_worker_sends_a_token_if_one_is_set(self, server, tmp_path):
+        """E2."""
+        token = {"Authorization": "Bearer s3cret"}
+        server.post(headers=token)
+        worker = start_queue(server, tmp_path, TOKEN="s3cret")
+        assert worker.communicate(timeout=60) == ("1 200\n", "")
+        assert worker.returncode == 0
+
+    def test_a_queue_worker_ends_with_an_error_after_another_status(
+        self, server, tmp_path
+    ):
+        """E2: not with success, as if there were nothing to do."""
+        worker = start_queue(server, tmp_path)
+        output, errors = worker.communicate(timeout=60)
+        assert worker.returncode != 0
+        assert output == ""
+        assert "401" in errors
+
+    def test_a_patch_is_not_sent_without_its_tag(self, server, tmp_path):
+        """C2: the README's PATCH is conditional, or none, if its GET has failed."""
+        (patch,) = [each.text for each in EXAMPLES if each.section == "PATCH"]
+        script = (
+            f"tickets=http://127.0.0.1:{server.port}{TICKETS}\njson='{JSON_TYPE}'\n"
+        )
+        run = subprocess.run(
+            ["bash", "-c", script + patch],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert run.returncode != 0
+        assert "etag" in run.stderr
+        assert "PATCH" not in server.log
 
 
 def test_the_driver_is_named_alike_everywhere():
