@@ -179,14 +179,24 @@ def test_an_upgrade_widens_a_limit_and_can_be_taken_back(bare_host, tmp_path):
     assert "\nCATEGORY_MAX = 100\n" in text
     models.write_text(text.replace("CATEGORY_MAX = 100\n", "CATEGORY_MAX = 200\n"))
     git(origin, "commit", "-q", "-a", "-m", "Widen the category")
-    upgrade, back = (block.text for block in commands("Upgrade"))
+    upgrade, back, _ = (block.text for block in commands("Upgrade"))
+    host.run(commands("Backup")[0].text)
+    (made,) = host.path(BACKUPS).iterdir()
+    made.rename(host.path(NAMED))
     assert '"status": "ok"' in host.run(upgrade)
     patch(host, 1, long)
 
     patch(host, 1, {"category": "billing"})
     host.run(back)
     assert host.request("PATCH", f"{TICKETS}/1", long).status == 400
-    patch(host, 1, {"category": "bug"})
+
+    host.run("cd /srv/ticketsvc && git checkout -q main")
+    host.run("systemctl restart ticketsvc.service")
+    patch(host, 1, long)
+    host.run(back, status=1)
+    assert "breaks CHECK (length(category) BETWEEN 1 AND 100)" in host.journal
+    host.follow("Upgrade", 2)
+    assert host.request("GET", f"{TICKETS}/1").json["category"] == "bug"
 
 
 def test_the_log_is_rotated_and_nothing_is_lost(bare_host):
