@@ -42,7 +42,7 @@ TOOLS = {
     "mount": """
         [ "$1" = "$HOST/var/lib/ticketsvc" ] || exit 0
         mv "$1" "$1.hidden"
-        cp -a "$HOST/mnt" "$1"
+        cp -a "$HOST/mnt/new" "$1"
     """,
     "umount": "",
     "systemctl": """

@@ -80,7 +80,7 @@ def test_a_dump_is_restored(filled, postgresql_url):
     dump, restore = (block.text for block in commands("Dump and restore"))
     filled.run(dump)
     (made,) = filled.path("/mnt/backups/ticketsvc").iterdir()
-    made.rename(made.with_name("tickets-2026-11-24.sql"))
+    made.rename(made.with_name("tickets-20261124-031500.sql"))
     for ticket_id in (1, 2, 3):
         body = {"status": "ai_resolved"}
         assert filled.request("PATCH", f"{TICKETS}/{ticket_id}", body).status == 200

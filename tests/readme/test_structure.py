@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.helpers.contract import README
+from tests.helpers.contract import README, ROOT
 from tests.helpers.readme import (
     BLOCKS,
     HEADING,
@@ -82,3 +82,18 @@ def test_what_needs_bash_is_marked_as_bash():
 
 def test_no_host_of_packages_and_no_path_of_a_machine_is_named():
     assert FOREIGN.findall(README) == []
+
+
+def test_every_block_of_commands_is_followed_by_a_test():
+    """The examples of the API have their output as JSON, and are run one by one."""
+    folder = ROOT / "tests" / "readme"
+    sources = "".join(path.read_text("utf-8") for path in folder.glob("test_*.py"))
+    found = {
+        block.section
+        for block in BLOCKS
+        if block.language in SHELLS
+        and block.output_language != "json"
+        and "venv .venv" not in block.text
+    }
+    followed = set(re.findall(r'(?:follow|commands)\("([^"]+)"', sources))
+    assert found - {"systemd"} == followed - {"systemd", "Quickstart"}
