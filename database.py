@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future, TimeoutError
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, urlsplit
 
@@ -149,8 +149,8 @@ QUIET_TIME = 1  # seconds
 COMMIT_SIZE = 12 * 1024  # bytes: pages that the writes of a commit share
 ROW_SIZE = 4 * 1024  # bytes: the page of a write's own row
 CHECKPOINT_POLL = 0.001  # seconds between two attempts to take the write lock
-# Those of the operator's commands.
-PROGRESS_STEPS = 100_000  # instructions of SQLite's between two reports of progress
+PROGRESS_STEPS = 100_000  # SQLite instructions between two reports of progress
+# For the connections of manage.py:
 OPERATOR_PRAGMAS = {
     **PRAGMAS,
     # What is deleted is overwritten.
@@ -294,8 +294,8 @@ class Checkpointer:
         added = self._added
         try:
             is_complete = self.copy_log(TIMEOUT)
-        except peewee.PeeweeException:
-            # A full disk, or a file that was moved: a write would say so in the log.
+        except Exception:
+            # The disk is full or the file was moved: the writes fail too, and log it.
             is_complete = False
 
         if is_complete:
@@ -428,8 +428,8 @@ class SqliteBackend:
     def write(self, sql, params):
         """Run a statement once, and return its rows when they are on disk.
 
-        After an exception nothing is written. Only if COMMIT itself failed, at the
-        sync, or the file was moved at that moment, it is not known.
+        After an exception nothing is written, with one exception: if COMMIT itself
+        fails, or the file is moved at that moment, the outcome is unknown.
         """
         write = Write(sql, params)
         with self._lock:
@@ -518,9 +518,21 @@ class SqliteBackend:
             write.outcome.set_result(rows)
         self._checkpointer.add(COMMIT_SIZE + sum(write.log_size() for write in group))
 
-    def exists(self):
-        """Return whether there is a file to open."""
-        return os.path.isfile(self.path)
+    def has_table(self, table):
+        """Return whether the file is there and has a table."""
+        try:
+            with closing(_open_file(self.path, "mode=ro")) as connection:
+                connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchall()
+        except sqlite3.OperationalError:  # There is no such file, or no such table.
+            return False
+        return True
+
+    def remove(self):
+        """Delete the file, which nobody else uses yet."""
+        self.close()
+        for suffix in ("", "-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                os.unlink(f"{self.path}{suffix}")
 
     def back_up(self, path, table, progress):
         """Write a consistent copy into the empty file at `path`, and check it.
@@ -548,7 +560,7 @@ class SqliteBackend:
 
     def check_backup(self, path, table):
         """Raise ValueError unless `path` is an intact database file with this table."""
-        if self.exists() and os.path.samefile(path, self.path):
+        if os.path.exists(self.path) and os.path.samefile(path, self.path):
             raise ValueError(f"{path} is the database itself")
         for suffix in ("-wal", "-journal"):
             log = f"{path}{suffix}"
@@ -945,8 +957,8 @@ class PostgresqlBackend:
             create()
         return False
 
-    def exists(self):
-        """Return True: whether there is a database shows when it is opened."""
+    def has_table(self, table):
+        """Return True: opening the database shows what is missing."""
         return True
 
     def back_up(self, path, table, progress):
@@ -964,11 +976,15 @@ class PostgresqlBackend:
         )
 
     def overwrite_deleted(self, tables):
-        """Have the server forget deleted rows; return what else has copies of them."""
+        """Let the server reuse the space of deleted rows; return what has copies."""
         with self.database.connection_context():
-            self.database.execute_sql("SET statement_timeout = 0")
-            self.database.execute_sql("SET lock_timeout = 0")
-            self.database.execute_sql(f"VACUUM {', '.join(tables)}")
+            execute = self.database.execute_sql
+            # VACUUM cannot run in a transaction, which would end these settings.
+            execute("SET statement_timeout = 0; SET lock_timeout = 0")
+            try:
+                execute(f"VACUUM {', '.join(tables)}")
+            finally:
+                execute("RESET statement_timeout; RESET lock_timeout")
         return "backups, replicas, the server's log and unused space of its pages"
 
     def close(self):
@@ -1001,12 +1017,15 @@ class PostgresqlBackend:
         deadline = time.monotonic() + SETTLE_TIMEOUT
         pause = SETTLE_POLL
         unsettled = self._writers()
-        while unsettled:
+        while unsettled:  # Those that were writing, and have not ended.
             if time.monotonic() > deadline:
                 raise Busy
             time.sleep(pause)
             pause = min(2 * pause, 0.1)
-            unsettled &= self._writers()
+            writers = self._writers()
+            # PREPARE TRANSACTION gives the holder another name, which begins with -1.
+            prepared = {writer for writer in writers if writer.startswith("-1/")}
+            unsettled = (unsettled & writers) | prepared
         return rows
 
     def _writers(self):

@@ -366,7 +366,8 @@ class logger_class(Logger):
     def remote_address(self, environ):
         """Return the address of the client, which only a trusted proxy may name."""
         address = environ["REMOTE_ADDR"]  # "" on a Unix socket.
-        if address and address not in self.cfg.forwarded_allow_ips:
+        trusted = self.cfg.forwarded_allow_ips
+        if address and address not in trusted and "*" not in trusted:
             return address
 
         forwarded = environ.get("HTTP_X_FORWARDED_FOR", address)

@@ -97,8 +97,8 @@ def select():
 
 def require_database():
     """Raise ValueError unless the database exists."""
-    if not backend.exists():
-        raise ValueError(f"there is no database {backend.name}")
+    if not backend.has_table("ticket"):
+        raise ValueError(f"there is no database with tickets: {backend.name}")
 
 
 def prepare():
@@ -182,7 +182,7 @@ def backup(target, keep):
 
     with stop_at_signals(), progress_bar("Backing up") as progress:
         count = write_backup(hidden, target, progress)
-        deleted = [] if keep is None else delete_old_backups(folder, keep)
+        deleted = [] if keep is None else delete_old_backups(target, keep)
 
     size = target.stat().st_size / 1e6
     line = f"Backed up {counted(count, 'ticket')} to {target}, {size:.1f} MB"
@@ -272,12 +272,15 @@ def journal_of(hidden):
     return hidden.with_name(f"{hidden.name}-journal")
 
 
-def delete_old_backups(folder, keep):
-    """Delete all backups but the newest, of those named by the time; return them."""
-    names = sorted(
-        path for path in folder.iterdir() if BACKUP_PATTERN.fullmatch(path.name)
+def delete_old_backups(newest, keep):
+    """Delete all but the newest backups beside one that was just made; return them."""
+    others = sorted(
+        path
+        for path in newest.parent.iterdir()
+        if BACKUP_PATTERN.fullmatch(path.name) and path != newest
     )
-    old = names[:-keep]
+    too_many = max(0, len(others) + 1 - keep)
+    old = others[:too_many]
     for path in old:
         path.unlink()
     return old
@@ -294,8 +297,13 @@ def restore(file):
     select()
     backend.check_backup(str(file), "ticket")
     is_new = prepare()
-    with progress_bar("Restoring") as progress:
-        count = restore_backup(str(file), progress)
+    try:
+        with progress_bar("Restoring") as progress:
+            count = restore_backup(str(file), progress)
+    except BaseException:
+        if is_new:
+            backend.remove()
+        raise
     backend.empty_log(LOG_TIMEOUT)
     kind = "new database" if is_new else "database"
     click.echo(
@@ -355,7 +363,7 @@ def _replace_rows(progress):
         progress(counts["ticket_version"] + done, total)
 
     # If no row is newer than the newest one was, its id would be given out again. A
-    # mark of a ticket that is there does no harm.
+    # mark of a ticket that is there only tells a follower to look again.
     mark = f"""
         INSERT INTO ticket_version (id, {models.MARK_COLUMNS})
         SELECT {old_id + 1}, id, 0, 'deleted', {NOW}

@@ -43,8 +43,7 @@ def _timestamp(column):
 class Ticket(Model):
     """A support ticket: what the classifier said of it and what people made of it.
 
-    `version` counts the writes of the row; it begins the entity tag, and no body of the
-    ticket shows it.
+    `version` counts the writes of the row; the entity tag begins with it.
     """
 
     id = peewee.BigAutoField(constraints=[AUTOINCREMENT])
@@ -83,15 +82,14 @@ class Ticket(Model):
         nothing_matches = match == [] or none_match == "*"
         if ticket_id > ID_MAX or nothing_matches:
             return None
-        if match is None or match == "*":
-            match = []  # From here on: no condition.
-        if none_match is None:
-            none_match = []
+        required = [] if match is None or match == "*" else match
+        excluded = [] if none_match is None else none_match
 
         values = {**changes, "updated_by": caller}
         columns = tuple(name for name in cls._meta.sorted_field_names if name in values)
-        sql = _patch_sql(database.obj, columns, len(match), len(none_match))
-        params = [values[name] for name in columns] + [ticket_id] + match + none_match
+        sql = _patch_sql(database.obj, columns, len(required), len(excluded))
+        params = [values[name] for name in columns] + [ticket_id]
+        params += required + excluded
         return _first(backend.write(sql, params))
 
     @classmethod
@@ -302,6 +300,7 @@ class Ticket(Model):
                 on=(
                     (before.ticket_id == ticket.id)
                     & (before.version == first.c.version - 1)
+                    & (before.version > 0)
                 ),
             )
             .where(first.c.version.is_null(False))
@@ -311,13 +310,15 @@ class Ticket(Model):
 
     @classmethod
     def revert(cls, found):
-        """Write versions of before to tickets: dicts that find_written() returned.
+        """Give tickets back what they had in an earlier version.
+
+        `found` are dicts that find_written() returned.
 
         A ticket that has changed since is left alone. Return the ids of the others.
         """
         before = TicketVersion.alias()
         pairs = [(row["before_id"], row["version"]) for row in found]
-        # Both databases call the columns of VALUES so.
+        # Both databases name the columns of VALUES column1 and column2.
         expected = peewee.ValuesList(pairs).alias("expected")
         values = {name: getattr(before, name) for name in _CONTENT}
         query = (
@@ -445,6 +446,7 @@ _KEEP_OLD_ROW = f"""
         INSERT INTO ticket_version (ticket_id, {", ".join(_KEPT)})
         VALUES (OLD.id, {", ".join(f"OLD.{name}" for name in _KEPT)});
 """
+_FIXED_ID = "the id of a ticket cannot be changed"
 # What changes a row past the service does not set `version`: the row is given the next
 # one, the time, and no name.
 KEEP_VERSION = Trigger(
@@ -454,6 +456,7 @@ KEEP_VERSION = Trigger(
 CREATE TRIGGER ticket_version_kept
 AFTER UPDATE ON ticket
 BEGIN
+    SELECT RAISE(ABORT, '{_FIXED_ID}') WHERE NEW.id <> OLD.id;
     {_KEEP_OLD_ROW.strip()}
     UPDATE ticket
     SET version = OLD.version + 1, updated_at = {NOW.sqlite}, updated_by = NULL
@@ -465,6 +468,9 @@ BEFORE UPDATE ON ticket
 FOR EACH ROW EXECUTE FUNCTION ticket_version_kept()""",
     function=f"""
 BEGIN
+    IF NEW.id <> OLD.id THEN
+        RAISE EXCEPTION '{_FIXED_ID}';
+    END IF;
     {_KEEP_OLD_ROW.strip()}
     IF NEW.version = OLD.version THEN
         NEW.version := OLD.version + 1;
@@ -506,15 +512,19 @@ BEGIN
 END
 """,
 )
-# A follower has passed the id of a deleted ticket; if somebody inserts it again, only a
-# new row of this table tells so.
+# A follower may have passed an id that is inserted by hand: that of a deleted ticket,
+# or one below the greatest. Only a new row of this table tells so. PostgreSQL may also
+# commit ids in another order than it draws them; then the row does no harm.
+_IS_PASSED = """\
+EXISTS (SELECT 1 FROM ticket_version WHERE ticket_id = NEW.id)
+    OR NEW.id < (SELECT max(id) FROM ticket)"""
 MARK_RETURN = Trigger(
     name="ticket_returned",
     table="ticket",
     sqlite=f"""\
 CREATE TRIGGER ticket_returned
 AFTER INSERT ON ticket
-WHEN EXISTS (SELECT 1 FROM ticket_version WHERE ticket_id = NEW.id)
+WHEN {_IS_PASSED}
 BEGIN
     {_MARK_RETURN.strip().format(now=NOW.sqlite)}
 END""",
@@ -524,7 +534,7 @@ AFTER INSERT ON ticket
 FOR EACH ROW EXECUTE FUNCTION ticket_returned()""",
     function=f"""
 BEGIN
-    IF EXISTS (SELECT 1 FROM ticket_version WHERE ticket_id = NEW.id) THEN
+    IF {_IS_PASSED} THEN
         {_MARK_RETURN.strip().format(now=NOW.postgresql)}
     END IF;
     RETURN NULL;

@@ -525,7 +525,7 @@ class TicketIdConverter(IntegerConverter):
 
     def to_python(self, value):
         # Python refuses to convert more than 4,300 digits; no id has as many.
-        return int(value[:4000])
+        return int(value.lstrip("0")[:4000] or "0")
 
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -605,6 +605,8 @@ def parse_tokens(text):
         if token:
             tokens.append((name or None, token.encode()))
 
+    if models.REVERTER in [name for name, _ in tokens]:
+        sys.exit(f"TICKETSVC_TOKENS must not name a token {models.REVERTER}")
     if len({token for _, token in tokens}) < len(tokens):
         sys.exit("TICKETSVC_TOKENS must not have a token twice")
     return tokens

@@ -199,6 +199,17 @@ def test_a_ticket_that_is_inserted_again_is_named(client, ticket, following, sql
     assert [each["version"] for each in history] == [1]
 
 
+def test_a_ticket_inserted_below_the_cursor_is_named(client, add, following, sql):
+    """F3: by hand, with an id that was left out before."""
+    insert = (
+        "INSERT INTO ticket (id, user_description, status) VALUES ({}, 'x', 'closed')"
+    )
+    sql(insert.format(100))
+    following()
+    sql(insert.format(50))
+    assert [each["id"] for each in following()] == [50]
+
+
 def test_a_change_by_hand_is_named(client, ticket, following, sql):
     """F3, V3: whichever of its columns it changes."""
     sql("UPDATE ticket SET user_description = 'x'")

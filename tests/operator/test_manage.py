@@ -18,7 +18,7 @@ COMMANDS = [
 def test_a_command_makes_no_database(manage, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     error = manage(*command, status=1)
-    assert error == f"Error: there is no database {tmp_path}/tickets.db\n"
+    assert error == f"Error: there is no database with tickets: {tmp_path}/tickets.db\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -96,3 +96,17 @@ def test_one_is_counted_as_one():
         "1 ticket",
         "2 tickets",
     ]
+
+
+@pytest.mark.database("sqlite")
+def test_a_file_without_tickets_is_no_database(manage, tmp_path):
+    """M5: a mistyped path must not look like success."""
+    (tmp_path / "empty.db").touch()
+    manage(
+        "prune",
+        "--before",
+        "2020-01-01",
+        status=1,
+        url=f"sqlite:///{tmp_path}/empty.db",
+    )
+    assert (tmp_path / "empty.db").stat().st_size == 0

@@ -88,7 +88,8 @@ def test_a_backup_does_not_upgrade_an_old_database(manage, tmp_path, folder):
 def test_a_backup_of_a_database_without_tickets_fails(manage, tmp_path, folder):
     """M1."""
     (tmp_path / "tickets.db").touch()
-    assert manage("backup", folder / "x", status=1) == "Error: no such table: ticket\n"
+    error = manage("backup", folder / "x", status=1)
+    assert error == f"Error: there is no database with tickets: {tmp_path}/tickets.db\n"
     assert names(folder) == []
 
 
@@ -181,3 +182,14 @@ def test_a_backup_killed_after_it_was_named_stays_whole(ticket, manage, folder):
     before = (folder / "first.db").read_bytes()
     manage("backup", "--keep", 1, folder)
     assert (folder / "first.db").read_bytes() == before
+
+
+@pytest.mark.database("sqlite")
+def test_a_new_backup_stays_whatever_the_others_are_named(app, manage, tmp_path):
+    """M1: a clock that was wrong once has named one for the future."""
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    (folder / "tickets-29990101-000000.db").touch()
+    manage("backup", "--keep", "1", folder)
+    [path] = folder.iterdir()
+    assert path.stat().st_size > 0

@@ -284,3 +284,14 @@ def test_the_log_is_empty_after_a_restore(make_server, manage, folder, tmp_path)
     manage("restore", folder / "copy.db")
     assert (tmp_path / "tickets.db-wal").stat().st_size < 10_000
     assert server.get(2000).status == 200
+
+
+@pytest.mark.database("sqlite")
+def test_a_refused_backup_leaves_no_new_database(app, manage, sql, tmp_path):
+    """M2: the next start would find an empty one."""
+    manage("backup", tmp_path / "copy.db")
+    with closing(sqlite3.connect(tmp_path / "copy.db")) as copy:
+        copy.execute("ALTER TABLE ticket ADD COLUMN newer TEXT")
+    url = f"sqlite:///{tmp_path}/other.db"
+    manage("restore", tmp_path / "copy.db", status=1, url=url)
+    assert not list(tmp_path.glob("other.db*"))

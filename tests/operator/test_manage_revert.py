@@ -242,3 +242,15 @@ def test_more_tickets_than_a_portion_are_all_reverted(since, sql, manage, monkey
     line = manage("revert", "--since", after)
     assert line == "Reverted 10 tickets, left 0 alone\n"
     assert sql("SELECT count(*) AS n FROM ticket WHERE category = 'bad'") == [{"n": 0}]
+
+
+@pytest.mark.database("sqlite")
+def test_a_mark_is_no_version_to_go_back_to(client, ticket, manage, sql, tmp_path):
+    """M3: neither that of a restore nor that of a ticket inserted again."""
+    manage("backup", tmp_path / "copy.db")
+    client.patch(f"{TICKETS}/{ticket['id']}", json={"category": "changed"})
+    manage("restore", tmp_path / "copy.db")
+    assert sql("SELECT version FROM ticket_version") == [{"version": 0}]
+    output = manage("revert", "--since", "2020-01-01")
+    assert output.splitlines()[-1] == "Reverted 0 tickets, left 1 alone"
+    assert client.get(f"{TICKETS}/{ticket['id']}").json == ticket

@@ -4,7 +4,7 @@ import sqlite3
 from contextlib import closing
 
 import pytest
-from peewee import SQL
+from peewee import SQL, DatabaseError
 
 import models
 import upgrade
@@ -243,3 +243,10 @@ def test_a_new_file_is_named_in_the_log(make_server):
     server.stop()
     server.start()
     assert server.log.count(line) == 1
+
+
+def test_the_id_of_a_ticket_cannot_be_changed(ticket, sql, row):
+    """V3: its versions and those who follow it would lose it."""
+    with pytest.raises(DatabaseError, match="the id of a ticket cannot be changed"):
+        sql("UPDATE ticket SET id = 99")
+    assert row(ticket["id"])["version"] == 1
