@@ -513,18 +513,16 @@ END
 """,
 )
 # A follower may have passed an id that is inserted by hand: that of a deleted ticket,
-# or one below the greatest. Only a new row of this table tells so. PostgreSQL may also
-# commit ids in another order than it draws them; then the row does no harm.
-_IS_PASSED = """\
-EXISTS (SELECT 1 FROM ticket_version WHERE ticket_id = NEW.id)
-    OR NEW.id < (SELECT max(id) FROM ticket)"""
+# or one below the greatest. Only a new row of this table tells so. On PostgreSQL, ids
+# below the greatest are nothing special.
+_WAS_THERE = "EXISTS (SELECT 1 FROM ticket_version WHERE ticket_id = NEW.id)"
 MARK_RETURN = Trigger(
     name="ticket_returned",
     table="ticket",
     sqlite=f"""\
 CREATE TRIGGER ticket_returned
 AFTER INSERT ON ticket
-WHEN {_IS_PASSED}
+WHEN {_WAS_THERE} OR NEW.id < (SELECT max(id) FROM ticket)
 BEGIN
     {_MARK_RETURN.strip().format(now=NOW.sqlite)}
 END""",
@@ -534,7 +532,7 @@ AFTER INSERT ON ticket
 FOR EACH ROW EXECUTE FUNCTION ticket_returned()""",
     function=f"""
 BEGIN
-    IF {_IS_PASSED} THEN
+    IF {_WAS_THERE} THEN
         {_MARK_RETURN.strip().format(now=NOW.postgresql)}
     END IF;
     RETURN NULL;

@@ -199,6 +199,7 @@ def test_a_ticket_that_is_inserted_again_is_named(client, ticket, following, sql
     assert [each["version"] for each in history] == [1]
 
 
+@once
 def test_a_ticket_inserted_below_the_cursor_is_named(client, add, following, sql):
     """F3: by hand, with an id that was left out before."""
     insert = (
