@@ -190,8 +190,13 @@ def test_dropped_connections_are_replaced(server, sql):
     """The next requests succeed, whichever thread and connection they get."""
     server.fill(1)
     together(32, lambda number: server.get(1))
-    sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {OTHERS}")
-    wait_for(lambda: not backends(sql), "they are still connected")
+
+    def are_gone():
+        # A connection that was still being made comes after the others are gone.
+        sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {OTHERS}")
+        return not backends(sql)
+
+    wait_for(are_gone, "they are still connected")
     replies = together(32, lambda number: server.patch(1, {"category": f"n {number}"}))
     assert {reply.status for reply in replies} == {200}
     assert "Traceback" not in server.log
