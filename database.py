@@ -144,7 +144,7 @@ PRAGMAS = {
 }
 # A process copies the log into the database after it has added about LOG_SIZE bytes,
 # or when it has written nothing for QUIET_TIME.
-LOG_SIZE = 2 * 1024 * 1024
+LOG_SIZE = 4 * 1024 * 1024
 QUIET_TIME = 1  # seconds
 COMMIT_SIZE = 12 * 1024  # bytes: pages that the writes of a commit share
 ROW_SIZE = 4 * 1024  # bytes: the page of a write's own row
