@@ -683,7 +683,8 @@ def is_readable(file, seconds):
     return bool(poll.poll(seconds * 1000))
 
 
-def _one_line(error):
+def one_line(error):
+    """Return the text of an exception without its line ends."""
     return " ".join(str(error).split())
 
 
@@ -833,7 +834,7 @@ class Pool:
             self._start_connecting()
             has_none = not self._open and self._connecting == 0
             if has_none and self._failures > failures:
-                sentence = f"no connection: {_one_line(self._last_failure)}"
+                sentence = f"no connection: {one_line(self._last_failure)}"
                 raise OperationalError(sentence) from self._last_failure
 
             now = time.monotonic()
@@ -847,7 +848,7 @@ class Pool:
     def _describe_wait(self):
         sentence = "no connection was free in time"
         if self._last_failure is not None:
-            sentence += f", and a new one failed: {_one_line(self._last_failure)}"
+            sentence += f", and a new one failed: {one_line(self._last_failure)}"
         elif self._connecting > 0:
             sentence += ", and nobody answers a new one"
         return sentence
@@ -1055,17 +1056,6 @@ class PostgresqlBackend:
 # --- Either of them -------------------------------------------------------------------
 
 
-def open_database(url, pool_size, create):
-    """Open the database that `url` names, and call `create` in a transaction of it.
-
-    To be called once, before there are worker processes: no connection may cross a
-    fork. Return whether a new file was made. Raise ValueError with a sentence for the
-    operator, which does not contain the password.
-    """
-    select_database(url, pool_size)
-    return prepare_database(create)
-
-
 def select_database(url, pool_size, pragmas=PRAGMAS):
     """Choose the database that `url` names, without opening it."""
     found = _backend_of(url, pool_size, pragmas)
@@ -1074,11 +1064,16 @@ def select_database(url, pool_size, pragmas=PRAGMAS):
 
 
 def prepare_database(create):
-    """Open the database that was chosen, and call `create` in a transaction of it."""
+    """Open the database that was chosen, and call `create` in a transaction of it.
+
+    To be called once, before there are worker processes: no connection may cross a
+    fork. Return whether a new file was made. Raise ValueError with a sentence for the
+    operator, which does not contain the password.
+    """
     try:
         return backend.prepare(create)
     except (peewee.PeeweeException, OSError, TypeError, ValueError) as error:
-        raise ValueError(f"cannot be used: {_one_line(error)}") from error
+        raise ValueError(f"cannot be used: {one_line(error)}") from error
 
 
 def _backend_of(url, pool_size, pragmas):

@@ -26,6 +26,7 @@ from database import (
     OPERATOR_PRAGMAS,
     backend,
     database,
+    one_line,
     select_database,
 )
 from models import ID_MAX, MODELS, TRIGGERS, Ticket, TicketVersion
@@ -45,7 +46,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except (*DATABASE_ERRORS, OSError, ValueError) as error:
-            raise click.ClickException(" ".join(str(error).split())) from error
+            raise click.ClickException(one_line(error)) from error
 
 
 class Time(click.DateTime):

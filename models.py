@@ -17,8 +17,8 @@ from database import (
     backend,
     database,
     in_order,
-    open_database,
     prepare_database,
+    select_database,
 )
 from upgrade import Trigger, bring_up_to_date
 
@@ -482,16 +482,16 @@ END
 """,
 )
 MARK_COLUMNS = "ticket_id, version, status, updated_at"
+# First the new row, then the others go: their ids are not given out again.
 _LEAVE_MARK = f"""
     INSERT INTO ticket_version ({MARK_COLUMNS})
     VALUES (OLD.id, 0, 'deleted', {{now}});
     DELETE FROM ticket_version WHERE ticket_id = OLD.id AND version > 0;
 """
-_MARK_RETURN = """
-    INSERT INTO ticket_version (ticket_id, version, status, updated_at)
-    VALUES (NEW.id, 0, 'returned', {now});
+_MARK_RETURN = f"""
+    INSERT INTO ticket_version ({MARK_COLUMNS})
+    VALUES (NEW.id, 0, 'returned', {{now}});
 """
-# First the new row, then the others go: their ids are not given out again.
 LEAVE_MARK = Trigger(
     name="ticket_deleted",
     table="ticket",
@@ -651,11 +651,12 @@ def prepare(url, pool_size):
     Return whether a new file was made. Raise ValueError with a sentence for the
     operator.
     """
-    return open_database(url, pool_size, _create)
+    select_database(url, pool_size)
+    return prepare_selected()
 
 
 def prepare_selected():
-    """Make the database that select_database() chose like a new one."""
+    """Make the database that select_database() chose like a new one, as prepare()."""
     return prepare_database(_create)
 
 
