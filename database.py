@@ -751,6 +751,44 @@ class Session:
         self.connection.close()
 
 
+class FairSemaphore:
+    """A semaphore that lets waiting threads through in the order of their arrival.
+
+    With threading.Semaphore a thread that comes at the right moment overtakes those
+    that wait: under load some of them wait until their timeout.
+    """
+
+    def __init__(self, value):
+        self._lock = threading.Lock()  # Guards the two below.
+        self._value = value
+        self._waiting = deque()  # Futures; the result of one says that it is its turn.
+
+    def acquire(self, timeout):
+        """Wait for a turn, so many seconds; return whether it came."""
+        with self._lock:
+            if self._value > 0:
+                self._value -= 1
+                return True
+            turn = Future()
+            self._waiting.append(turn)
+
+        try:
+            turn.result(timeout)
+        except TimeoutError:
+            return not turn.cancel()  # It may have come at this moment.
+        return True
+
+    def release(self):
+        """Give the turn to the thread that waits for the longest time."""
+        with self._lock:
+            while self._waiting:
+                turn = self._waiting.popleft()
+                if turn.set_running_or_notify_cancel():
+                    turn.set_result(None)
+                    return
+            self._value += 1
+
+
 class Pool:
     """At most `size` sessions, each of them idle or used by one thread.
 
@@ -937,7 +975,7 @@ class PostgresqlBackend:
         )
         self._pool = self._make_pool()
         # Writes leave a connection to the reads, but not the only one.
-        self._room_to_write = threading.BoundedSemaphore(max(1, size - 1))
+        self._room_to_write = FairSemaphore(max(1, size - 1))
 
     def _make_pool(self):
         return Pool(self._size, lambda: Session(self._parameters))

@@ -1,14 +1,18 @@
-"""The pool of connections loses none and leaves none open, whatever fails."""
+"""The pool of connections loses none and leaves none open, whatever fails.
+
+Writes that wait for one do not overtake each other.
+"""
 
 import threading
 import time
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 from peewee import OperationalError
 
 import database
-from database import Pool
+from database import FairSemaphore, Pool
 from tests.helpers.timing import wait_for
 
 pytestmark = pytest.mark.database("postgresql")
@@ -147,6 +151,43 @@ def test_who_waits_gets_the_first_that_is_free():
     waiting.join()
     is_over.set()
     assert found == [session]
+
+
+@contextmanager
+def turn_of(semaphore, seconds=30):
+    """Hold a semaphore."""
+    assert semaphore.acquire(seconds)
+    yield
+    semaphore.release()
+
+
+def test_nobody_takes_a_turn_before_those_who_wait_for_one():
+    """E7: writes that wait for a connection come in the order of their arrival."""
+    semaphore = FairSemaphore(1)
+    order = []
+
+    def take(number):
+        with turn_of(semaphore):
+            order.append(number)
+
+    threads = [threading.Thread(target=take, args=[number]) for number in range(3)]
+    with turn_of(semaphore):
+        for thread in threads:
+            thread.start()
+            time.sleep(0.1)  # In which it begins to wait.
+    with turn_of(semaphore):
+        order.append("again")
+    for thread in threads:
+        thread.join()
+    assert order == [0, 1, 2, "again"]
+
+
+def test_a_turn_that_was_given_up_goes_to_the_next():
+    semaphore = FairSemaphore(2)
+    with turn_of(semaphore), turn_of(semaphore):
+        assert not semaphore.acquire(0.05)
+    with turn_of(semaphore), turn_of(semaphore):
+        assert not semaphore.acquire(0.05)
 
 
 def test_closing_closes_what_is_idle_in_use_or_being_made():
