@@ -489,7 +489,7 @@ def reason_to_leave(row):
     """Return why a ticket that Ticket.find_written() found is left alone, or None."""
     if row["is_same"]:
         return None
-    if row["before_id"] is None:
+    if row["previous_id"] is None:
         if row["first_version"] == 1:
             return "it was filed in that time"
         return f"its version {row['first_version'] - 1} is not kept"

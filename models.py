@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import operator
 from dataclasses import dataclass
 
 import peewee
@@ -146,10 +145,8 @@ class Ticket(Model):
         They come newest first below `before`, or oldest first above `after`.
         At most one more than `limit` is read, to know whether more follow.
         """
-        within = None
-        if status is not None:
-            within = Group(cls.status, status)
-        return _walk(cls.select(), cls.id, limit, before, after, within)
+        group = None if status is None else Group(cls.status, status)
+        return _walk(cls.select(), cls.id, limit, before, after, group)
 
     @classmethod
     def history(cls, ticket, limit, before=None):
@@ -250,63 +247,22 @@ class Ticket(Model):
 
         `since` is a timestamp, `name` the token's that wrote them, or None for any;
         the ids are those above `after`, up to `last`. Each dict has the `id`, `version`
-        and `updated_by` of a ticket, its `first_version` that was written so, the id of
-        the row of the version before (`before_id`, None if there is none), whether the
-        ticket `is_latest` itself and whether it `is_same` as the version before.
+        and `updated_by` of a ticket, its `first_version` that was written so, and the
+        id of the row of the version before that (`previous_id`, None if there is none).
+        `is_latest` says whether the present version was written so, `is_same` whether
+        the ticket is as it was in the version before.
         """
-
-        def is_written(row):
-            condition = row.updated_at >= since
-            return condition if name is None else condition & (row.updated_by == name)
-
-        written = TicketVersion.alias()
-        first_kept = written.select(fn.MIN(written.version)).where(
-            written.ticket_id == cls.id, written.version > 0, is_written(written)
+        is_by = "TRUE" if name is None else f"updated_by = {database.param}"
+        is_same = " AND ".join(
+            f"(ticket.{column} = previous.{column}"
+            f" OR (ticket.{column} IS NULL AND previous.{column} IS NULL))"
+            for column in _CONTENT
         )
-        present = peewee.Case(None, [(is_written(cls), cls.version)])
-        first = (
-            cls.select(
-                cls.id,
-                fn.COALESCE(first_kept, present).alias("version"),
-                present.alias("present"),
-            )
-            .where(cls.id > after, cls.id <= last)
-            .alias("first")
-        )
-
-        ticket = cls.alias()
-        before = TicketVersion.alias()
-        is_same = functools.reduce(
-            operator.and_,
-            (
-                _are_same(getattr(before, name), getattr(ticket, name))
-                for name in _CONTENT
-            ),
-        )
-        query = (
-            ticket.select(
-                ticket.id,
-                ticket.version,
-                ticket.updated_by,
-                first.c.version.alias("first_version"),
-                before.id.alias("before_id"),
-                first.c.present.is_null(False).alias("is_latest"),
-                is_same.alias("is_same"),
-            )
-            .join(first, on=(first.c.id == ticket.id))
-            .join(
-                before,
-                peewee.JOIN.LEFT_OUTER,
-                on=(
-                    (before.ticket_id == ticket.id)
-                    & (before.version == first.c.version - 1)
-                    & (before.version > 0)
-                ),
-            )
-            .where(first.c.version.is_null(False))
-            .order_by(ticket.id)
-        )
-        return backend.read(query)
+        sql = _WRITTEN.format(param=database.param, is_by=is_by, is_same=is_same)
+        params = [after, last, since]
+        if name is not None:
+            params.append(name)
+        return backend.read(peewee.RawQuery(sql, params).bind(database))
 
     @classmethod
     def revert(cls, found):
@@ -316,11 +272,11 @@ class Ticket(Model):
 
         A ticket that has changed since is left alone. Return the ids of the others.
         """
-        before = TicketVersion.alias()
-        pairs = [(row["before_id"], row["version"]) for row in found]
+        previous = TicketVersion.alias()
+        pairs = [(row["previous_id"], row["version"]) for row in found]
         # Both databases name the columns of VALUES column1 and column2.
         expected = peewee.ValuesList(pairs).alias("expected")
-        values = {name: getattr(before, name) for name in _CONTENT}
+        values = {name: getattr(previous, name) for name in _CONTENT}
         query = (
             cls.update(
                 **values,
@@ -328,10 +284,10 @@ class Ticket(Model):
                 version=cls.version + 1,
                 updated_by=REVERTER,
             )
-            .from_(expected, before)
+            .from_(expected, previous)
             .where(
-                before.id == expected.c.column1,
-                before.ticket_id == cls.id,
+                previous.id == expected.c.column1,
+                previous.ticket_id == cls.id,
                 cls.version == expected.c.column2,
             )
             .returning(cls.id)
@@ -571,6 +527,39 @@ LEFT JOIN ticket_version AS filed ON filed.ticket_id = ticket.id AND filed.versi
 WHERE ticket.id IN ({ids})
 """
 
+_WRITTEN = """
+WITH every_version AS (
+    SELECT ticket_id, version, updated_at, updated_by
+    FROM ticket_version
+    WHERE version > 0
+    UNION ALL
+    SELECT id, version, updated_at, updated_by
+    FROM ticket
+),
+written AS (
+    SELECT ticket_id, min(version) AS first_version, max(version) AS last_version
+    FROM every_version
+    WHERE ticket_id > {param} AND ticket_id <= {param} AND updated_at >= {param}
+        AND {is_by}
+    GROUP BY ticket_id
+)
+SELECT
+    ticket.id,
+    ticket.version,
+    ticket.updated_by,
+    written.first_version,
+    previous.id AS previous_id,
+    written.last_version = ticket.version AS is_latest,
+    {is_same} AS is_same
+FROM written
+JOIN ticket ON ticket.id = written.ticket_id
+LEFT JOIN ticket_version AS previous
+    ON previous.ticket_id = ticket.id
+    AND previous.version = written.first_version - 1
+    AND written.first_version > 1
+ORDER BY ticket.id
+"""
+
 # The entity tag of a ticket: also after a restore, when versions are given out again,
 # no two states share one.
 _TAG = SQL("(version || '-' || updated_at)")
@@ -597,27 +586,23 @@ def _chunks(query, after, last, size):
         after = rows[-1]["id"]
 
 
-def _walk(query, column, limit, before=None, after=None, within=None):
-    """Yield rows by a column, a chunk at a time: up from `after`, else down.
+def _walk(query, column, limit, before=None, after=None, group=None):
+    """Yield rows in the order of a column: upwards from `after`, else downwards.
 
-    `within` is the Group that they belong to, or None.
+    `group` is the Group that they belong to, or None for all rows. A chunk is read at a
+    time.
     """
     is_ascending = after is not None
     bound = after if is_ascending else before
     size = min(limit + 1, CHUNK)
 
     while True:
-        chunk = in_order(query, column, is_ascending, bound, within).limit(size)
+        chunk = in_order(query, column, is_ascending, bound, group).limit(size)
         rows = backend.read(chunk)
         yield from rows
         if len(rows) < size:
             return
         bound = rows[-1][column.name]
-
-
-def _are_same(first, second):
-    """Return the condition that two columns are equal or both null."""
-    return (first == second) | (first.is_null() & second.is_null())
 
 
 @functools.lru_cache(maxsize=256)
