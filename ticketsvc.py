@@ -645,7 +645,8 @@ def prepare_database(app):
 
     backend = models.backend
     if is_new:
-        app.logger.info("New database %s", backend.name)
+        # A warning, because a mistyped path looks like success otherwise.
+        app.logger.warning("New database %s", backend.name)
     version = json.loads(OPENAPI)["info"]["version"]
     app.logger.info("ticketsvc %s on %s, %s", version, backend.name, backend.host)
 

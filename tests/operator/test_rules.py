@@ -235,9 +235,10 @@ def test_a_ticket_that_is_inserted_again_has_a_history_of_its_own(client, ticket
 
 
 @pytest.mark.database("sqlite")
-def test_a_new_file_is_named_in_the_log(make_server):
+@pytest.mark.parametrize("level", ["info", "warning"])
+def test_a_new_file_is_named_in_the_log(make_server, level):
     """D3: and not at the next start."""
-    server = make_server().start()
+    server = make_server(TICKETSVC_LOG_LEVEL=level).start()
     line = f" New database {server.path}\n"
     assert server.log.count(line) == 1
     server.stop()
