@@ -29,9 +29,9 @@ except ImportError:  # The driver is needed for PostgreSQL only.
     psycopg = None
 
 TIMEOUT = 5  # seconds, the longest that a request waits for the database
-# The longest that an operator's command waits for a lock, and for readers of the log.
-LONG_TIMEOUT = 60  # seconds
-LOG_TIMEOUT = 10  # seconds
+# The longest that an operator's command waits for a lock, and for a reader of the log.
+OPERATOR_TIMEOUT = 60  # seconds
+READER_TIMEOUT = 10  # seconds
 
 URL_ADVICE = (
     "must be sqlite:///tickets.db, with four slashes for an absolute path and without "
@@ -162,7 +162,7 @@ def _open_file(path, mode):
     """Return a connection to a file as it is, without any pragma."""
     return sqlite3.connect(
         f"file:{quote(os.path.abspath(path))}?{mode}",
-        timeout=LONG_TIMEOUT,
+        timeout=OPERATOR_TIMEOUT,
         isolation_level=None,
         check_same_thread=False,
         uri=True,
@@ -346,6 +346,8 @@ class SqliteBackend:
 
     # Without STRICT, SQLite accepts text in a numeric column. It came with 3.37.
     strict_tables = sqlite3.sqlite_version_info >= (3, 37)
+    backup_advice = None
+    restore_advice = None
 
     def __init__(self, path, pragmas=PRAGMAS):
         self.path = os.path.abspath(path)
@@ -597,14 +599,14 @@ class SqliteBackend:
         """
         with self.database.connection_context():
             self._run_when_unlocked(self.database, "VACUUM")
-        if not self.empty_log(LOG_TIMEOUT):
+        if not self.empty_log(READER_TIMEOUT):
             raise OperationalError(f"a reader keeps {self.path}-wal from being emptied")
         return "backups"
 
     def _run_when_unlocked(self, connection, sql):
         """Run a statement that needs the write lock, tried again until it has it."""
         connection.execute_sql("PRAGMA busy_timeout = 0")
-        deadline = time.monotonic() + LONG_TIMEOUT
+        deadline = time.monotonic() + OPERATOR_TIMEOUT
         run_when_unlocked(connection, sql, self._check_file, deadline, POLL)
 
     def empty_log(self, seconds):
@@ -622,7 +624,7 @@ class SqliteBackend:
         return True
 
     def _try_to_empty_log(self):
-        self._checkpointer.copy_log(LONG_TIMEOUT)
+        self._checkpointer.copy_log(OPERATOR_TIMEOUT)
 
         with closing(self._make_database(timeout=0)) as writer:
             writer.execute_sql("PRAGMA journal_size_limit = 0")
@@ -957,6 +959,15 @@ class PostgresqlBackend:
     """
 
     strict_tables = False  # All of its tables are.
+    # What manage.py says in place of a backup and of a restore.
+    backup_advice = (
+        "PostgreSQL is backed up with pg_dump: "
+        'pg_dump --clean --if-exists --file=tickets.sql "$DATABASE_URL"'
+    )
+    restore_advice = (
+        "PostgreSQL is restored with psql: psql --single-transaction "
+        '--set=ON_ERROR_STOP=1 --file=tickets.sql "$DATABASE_URL"'
+    )
 
     def __init__(self, size, parameters):
         """Take the parameters of a connection by their names in libpq."""
@@ -999,20 +1010,6 @@ class PostgresqlBackend:
     def has_table(self, table):
         """Return True: opening the database shows what is missing."""
         return True
-
-    def back_up(self, path, table, progress):
-        """Raise ValueError with what PostgreSQL brings for it."""
-        raise ValueError(
-            "PostgreSQL is backed up with pg_dump: "
-            'pg_dump --clean --if-exists --file=tickets.sql "$DATABASE_URL"'
-        )
-
-    def check_backup(self, path, table):
-        """Raise ValueError with what PostgreSQL brings for it."""
-        raise ValueError(
-            "PostgreSQL is restored with psql: psql --single-transaction "
-            '--set=ON_ERROR_STOP=1 --file=tickets.sql "$DATABASE_URL"'
-        )
 
     def overwrite_deleted(self, tables):
         """Let the server reuse the space of deleted rows; return what has copies."""

@@ -21,9 +21,9 @@ import models
 import ticketsvc
 from database import (
     DATABASE_ERRORS,
-    LOG_TIMEOUT,
     NOW,
     OPERATOR_PRAGMAS,
+    READER_TIMEOUT,
     backend,
     database,
     one_line,
@@ -87,7 +87,7 @@ def progress_bar(label):
         yield show
 
 
-def select():
+def select_from_settings():
     """Choose the database that the settings name, without opening it."""
     settings = ticketsvc.read_settings(os.environ)
     with settings_error():
@@ -96,23 +96,29 @@ def select():
         )
 
 
+def refuse_with(advice):
+    """Raise ValueError with what an operator does instead, if there is advice."""
+    if advice is not None:
+        raise ValueError(advice)
+
+
 def require_database():
     """Raise ValueError unless the database exists."""
     if not backend.has_table("ticket"):
         raise ValueError(f"there is no database with tickets: {backend.name}")
 
 
-def prepare():
+def bring_selected_up_to_date():
     """Bring the database up to date; return whether it is new."""
     with settings_error():
         return models.prepare_selected()
 
 
-def open_database():
-    """Bring the database up to date, which has to exist."""
-    select()
+def open_existing_database():
+    """Bring the database up to date; raise ValueError if there is none."""
+    select_from_settings()
     require_database()
-    prepare()
+    bring_selected_up_to_date()
 
 
 @contextlib.contextmanager
@@ -168,13 +174,15 @@ def backup(target, keep):
 
     The copy holds what the database holds at this moment. No file is overwritten.
     """
+    select_from_settings()
+    refuse_with(backend.backup_advice)
+
     folder = target.parent if keep is None else target
     if not folder.is_dir():
         raise click.BadParameter(f"there is no directory {folder}")
     if keep is None and target.is_dir():
         raise click.BadParameter(f"{target} is a directory: use --keep N")
 
-    select()
     require_database()
     hidden = folder / f".{target.name}.partial"
     if keep is not None:
@@ -233,7 +241,7 @@ def write_backup(hidden, target, progress):
     folder = os.open(target.parent, os.O_RDONLY)
     # From the moment at which the file is there it has to be removed.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    file = claim(hidden)
+    file = create_locked(hidden)
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         count = backend.back_up(str(hidden), "ticket", progress)
@@ -250,7 +258,7 @@ def write_backup(hidden, target, progress):
         os.close(folder)
 
 
-def claim(hidden):
+def create_locked(hidden):
     """Return the descriptor of a new file, locked; remove what a killed run left."""
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -288,16 +296,20 @@ def delete_old_backups(newest, keep):
 
 
 @cli.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path))
 def restore(file):
     """Put the tickets of a backup in the place of those in the database.
 
     FILE may be of an older version of the service. If there is no database, one is
     made.
     """
-    select()
+    select_from_settings()
+    refuse_with(backend.restore_advice)
+    if not file.is_file():
+        raise click.BadParameter(f"there is no file {file}")
+
     backend.check_backup(str(file), "ticket")
-    is_new = prepare()
+    is_new = bring_selected_up_to_date()
     try:
         with progress_bar("Restoring") as progress:
             count = restore_backup(str(file), progress)
@@ -305,11 +317,12 @@ def restore(file):
         if is_new:
             backend.remove()
         raise
-    backend.empty_log(LOG_TIMEOUT)
-    kind = "new database" if is_new else "database"
-    click.echo(
-        f"Restored {counted(count, 'ticket')} from {file} to the {kind} {backend.name}"
-    )
+
+    place = f"the {'new ' if is_new else ''}database {backend.name}"
+    line = f"Restored {counted(count, 'ticket')} from {file} to {place}"
+    if not backend.empty_log(READER_TIMEOUT):
+        line += "; a reader keeps its log from being emptied"
+    click.echo(line)
 
 
 def restore_backup(path, progress):
@@ -451,7 +464,7 @@ def revert(since, name, dry_run):
     was filed in that time, or that somebody else has changed afterwards, is left alone
     and listed. TIME is as in 2026-11-23T12:02:00.120Z, or a date, in UTC.
     """
-    open_database()
+    open_existing_database()
     count = 0
     left_alone = {}
     end = last_id(Ticket)
@@ -511,7 +524,7 @@ def erase(ticket_ids):
 
     If one ID is unknown, nothing is deleted. Backups still hold the tickets.
     """
-    open_database()
+    open_existing_database()
     unknown = Ticket.find_unknown(ticket_ids)
     if unknown:
         raise ValueError(f"there is no ticket {unknown[0]}; nothing is erased")
@@ -544,7 +557,7 @@ def prune(before):
     The first version of each ticket and the present one are kept. TIME is as in
     2026-11-23T12:02:00.120Z, or a date, in UTC.
     """
-    open_database()
+    open_existing_database()
     count = 0
     end = last_id(TicketVersion)
     with progress_bar("Pruning") as progress:

@@ -65,17 +65,17 @@ def test_a_file_that_is_no_database_is_one_line(manage, tmp_path, monkeypatch, c
 
 
 @pytest.mark.database("postgresql")
-def test_a_backup_of_postgresql_names_its_tool(app, manage, tmp_path):
-    """M6."""
-    error = manage("backup", tmp_path / "x", status=1)
+@pytest.mark.parametrize("folder", ["", "missing"])
+def test_a_backup_of_postgresql_names_its_tool(app, manage, tmp_path, folder):
+    """M6, whatever the path is."""
+    error = manage("backup", tmp_path / folder / "x", status=1)
     assert error.count("\n") == 1
     assert "pg_dump" in error
 
 
 @pytest.mark.database("postgresql")
 def test_a_restore_of_postgresql_names_its_tool(app, manage, tmp_path):
-    """M6."""
-    (tmp_path / "x").touch()
+    """M6, whatever the path is."""
     error = manage("restore", tmp_path / "x", status=1)
     assert error.count("\n") == 1
     assert "psql" in error

@@ -115,7 +115,7 @@ def test_a_reader_that_holds_the_log_is_an_error(
     customer, manage, tmp_path, sql, monkeypatch
 ):
     """M4."""
-    monkeypatch.setattr("database.LOG_TIMEOUT", 0.5)
+    monkeypatch.setattr("database.READER_TIMEOUT", 0.5)
     with closing(sqlite3.connect(tmp_path / "tickets.db")) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM ticket").fetchall()

@@ -264,14 +264,18 @@ def test_a_bad_backup_makes_no_new_database(manage, tmp_path, folder):
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_a_restore_beside_a_reader_leaves_it_the_old_state(copy, manage, tmp_path, sql):
+def test_a_restore_beside_a_reader_leaves_it_the_old_state(
+    copy, manage, tmp_path, sql, monkeypatch
+):
     """M2."""
+    monkeypatch.setattr("manage.READER_TIMEOUT", 0.5)
     sql("UPDATE ticket SET category = 'after'")
     with closing(sqlite3.connect(tmp_path / "tickets.db")) as reader:
         reader.execute("BEGIN")
         query = "SELECT category FROM ticket"
         assert reader.execute(query).fetchall() == [("after",)]
-        manage("restore", copy)
+        line = manage("restore", copy)
+        assert line.endswith("; a reader keeps its log from being emptied\n")
         assert reader.execute(query).fetchall() == [("after",)]
         reader.execute("COMMIT")
         assert reader.execute(query).fetchall() == [("before",)]
