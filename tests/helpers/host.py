@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from tests.helpers.contract import ROOT, TIMESTAMP
 from tests.helpers.readme import commands
 from tests.helpers.server import Server
+from tests.helpers.timing import wait_for
 
 # The paths that lie below the root of such a host.
 PATHS = re.compile(
@@ -169,7 +171,13 @@ class Host:
             pid = int((self.root / "pid").read_text())
             os.killpg(pid, signal.SIGKILL)
         except (FileNotFoundError, ProcessLookupError):
-            pass
+            return
+        # Until then a connection is still taken.
+        wait_for(self.is_port_closed, "the service still listens")
+
+    def is_port_closed(self):
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.server.port)) != 0
 
     @property
     def journal(self):
