@@ -200,7 +200,7 @@ def test_health_requests_are_logged_in_detail_only(make_server, level, count):
     [("debug", 2, 1, 1), ("INFO", 2, 1, 1), ("warning", 0, 1, 1), ("error", 0, 0, 1)],
 )
 def test_the_level_decides_what_is_logged(
-    make_server, sql, level, requests, warnings, errors
+    make_server, app, sql, level, requests, warnings, errors
 ):
     server = make_server(TICKETSVC_LOG_LEVEL=level).start()
     server.patch(9, {"status": "closed"})
