@@ -110,9 +110,10 @@ def postgresql_url(postgresql, request, turn):
     with turn(
         fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH
     ):
-        run_sql(postgresql, "DROP TABLE IF EXISTS ticket, ticket_version")
-        for trigger in TRIGGERS:
-            run_sql(postgresql, f"DROP FUNCTION IF EXISTS {trigger.name}")
+        functions = ", ".join(trigger.name for trigger in TRIGGERS)
+        with closing(connect(postgresql)) as other:
+            execute(other, "DROP TABLE IF EXISTS ticket, ticket_version")
+            execute(other, f"DROP FUNCTION IF EXISTS {functions}")
         yield postgresql
 
 

@@ -55,7 +55,8 @@ def postgresql_database(options=""):
 
 def close_connections():
     """Close every connection of the application in this process."""
-    backend.close()
+    if backend.obj is not None:
+        backend.close()
 
 
 def assert_whole(server):

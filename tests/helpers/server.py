@@ -14,9 +14,12 @@ import weakref
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.contract import DESCRIPTION, JSON, ROOT, TICKETS
-from tests.helpers.databases import run_sql
+from tests.helpers.databases import close_connections, run_sql
 from tests.helpers.timing import wait_for
+from ticketsvc import create_app
 
 # The Procfile's command; Server says where it listens.
 SERVICE = (ROOT / "Procfile").read_text().removeprefix(
@@ -243,6 +246,15 @@ def accepts(pid):
     with contextlib.suppress(OSError):
         return any(file.read_text().count("tfd:") > 1 for file in folder.iterdir())
     return False
+
+
+def exit_line(**environ):
+    """Make the application and return what the process would print, having failed."""
+    with pytest.raises(SystemExit) as exited:
+        create_app(environ)
+    close_connections()
+    assert isinstance(exited.value.code, str)  # Its exit status is then 1.
+    return f"{exited.value.code}\n"
 
 
 def start_line(first="", **environ):

@@ -8,7 +8,7 @@ import pytest
 from database import backend
 from tests.helpers.contract import TICKETS
 from tests.helpers.databases import close_connections
-from tests.helpers.server import free_port, start_line
+from tests.helpers.server import exit_line, free_port, start_line
 from ticketsvc import create_app
 
 pytestmark = pytest.mark.database("postgresql")
@@ -55,7 +55,7 @@ def test_a_host_that_is_none_to_write_to_stops_the_start(database_url):
 @pytest.mark.parametrize("name", ["pgbouncer", "supa", "pool_size", "schema"])
 def test_a_parameter_of_another_tool_is_named(name):
     """E8."""
-    line = start_line(
+    line = exit_line(
         DATABASE_URL=f"postgres://user:s3cret@host/db?sslmode=require&{name}=true"
     )
     assert line.startswith(f'DATABASE_URL: has an invalid connection option "{name}"')
@@ -79,7 +79,7 @@ def test_a_parameter_of_another_tool_is_named(name):
 )
 def test_no_part_of_a_password_is_shown(rest):
     """E8: also if a character of it is not encoded."""
-    line = start_line(DATABASE_URL=f"postgres://{rest}")
+    line = exit_line(DATABASE_URL=f"postgres://{rest}")
     assert re.match("DATABASE_URL: (must be|cannot be used: )", line)
     assert line.count("\n") == 1
     assert "s3cret" not in line

@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers.contract import ROOT
 from tests.helpers.databases import run_sql
-from tests.helpers.server import start_line
+from tests.helpers.server import exit_line, start_line
 from tests.helpers.timing import wait_for
 
 pytestmark = pytest.mark.database("sqlite")
@@ -83,7 +83,7 @@ pytestmark = pytest.mark.database("sqlite")
     ],
 )
 def test_a_bad_value_stops_the_start_with_one_line(variable, value, advice):
-    line = start_line(**{variable: value})
+    line = exit_line(**{variable: value})
     assert line.startswith(f"{variable}")
     assert advice in line
     assert line.count("\n") == 1

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tests.helpers.contract import JSON, TICKETS, assert_error, once
-from tests.helpers.server import Server, start_line
+from tests.helpers.server import Server, exit_line
 
 pytestmark = once
 
@@ -256,6 +256,6 @@ def test_a_star_trusts_any_host(tmp_path_factory, hosts):
 )
 def test_a_bad_list_of_hosts_stops_the_start(tmp_path, value):
     url = f"sqlite:///{tmp_path}/tickets.db"
-    line = start_line(TICKETSVC_TRUSTED_HOSTS=value, DATABASE_URL=url)
+    line = exit_line(TICKETSVC_TRUSTED_HOSTS=value, DATABASE_URL=url)
     advice = "names or addresses of hosts without ports, or *, separated by single"
     assert line == f"TICKETSVC_TRUSTED_HOSTS must be {advice} commas\n"
