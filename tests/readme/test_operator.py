@@ -145,9 +145,16 @@ def test_tokens_are_found_added_and_rotated(host):
     assert new != old
     assert all(map(works, (new, old, bob, carol)))
 
+    # The day after was forgotten, until the next rotation.
+    host.run(rotate)
+    newest, *others = host.tokens("alice")
+    assert others == [new, old]
+    assert all(map(works, (newest, new, old, bob, carol)))
+
     host.run(end)
-    assert host.tokens("alice") == [new]
-    assert all(map(works, (new, bob, carol)))
+    assert host.tokens("alice") == [newest]
+    assert all(map(works, (newest, bob, carol)))
+    assert not works(new)
     assert not works(old)
     assert is_private(host.path("/etc/ticketsvc.env"))
 
