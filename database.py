@@ -637,6 +637,7 @@ class SqliteBackend:
             return self._log_header() != header
 
     def _log_header(self):
+        self._checkpointer.close()  # Its thread would use the same connections.
         with open(f"{self.path}-wal", "rb") as log:
             return log.read(32)
 

@@ -131,6 +131,23 @@ def test_a_reader_that_holds_the_log_is_an_error(
     assert LATER.encode() not in file_text(tmp_path)
 
 
+@pytest.mark.database("sqlite")
+def test_a_file_that_takes_long_to_write_anew_is_erased(
+    customer, manage, tmp_path, sql, monkeypatch
+):
+    """M4: meanwhile the thread wakes up that copies the log of a quiet service."""
+    monkeypatch.setattr("database.QUIET_TIME", 0.01)
+    sql(
+        """
+        WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10000)
+        INSERT INTO ticket (user_description, status)
+        SELECT printf('%.5000c', 'x'), 'closed' FROM n
+        """
+    )
+    for ticket_id in range(10, 20):
+        assert manage("erase", ticket_id).startswith("Erased 1 ticket ")
+
+
 @pytest.mark.database("postgresql")
 def test_on_postgresql_the_line_says_what_remains(customer, manage):
     """M4."""
