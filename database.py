@@ -247,7 +247,6 @@ class Checkpointer:
 
     def add(self, size):
         """Note that the leader has added about `size` bytes to the log."""
-        was_empty = self._added == self._copied
         self._added += size
         if was_empty or self._added - self._copied >= LOG_SIZE:
             self._wakeup.set()
@@ -261,6 +260,8 @@ class Checkpointer:
         except RuntimeError:
             return  # There is no room for a thread: the next write tries again.
         self._thread = thread
+        # In this order: if the thread has just copied all, it or this sees that.
+        was_empty = self._added - size == self._copied
 
     def close(self):
         """End the thread, and close its connections."""
