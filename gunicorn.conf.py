@@ -90,8 +90,10 @@ threads = 64
 keepalive = 5  # seconds
 
 # A connection needs one descriptor, and the database connection of a thread up to four.
-_, descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
-resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+# A limit without end is lowered: macOS refuses to set it.
+_, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+descriptors = min(hard_limit, 10240)
+resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, hard_limit))
 worker_connections = max(threads + 1, min(1000, descriptors - 4 * threads))
 
 # No request header may set SCRIPT_NAME or PATH_INFO.
