@@ -4,6 +4,7 @@ import json
 import re
 from contextlib import closing
 from http.client import HTTPConnection
+from ipaddress import ip_address, ip_network
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -134,7 +135,7 @@ def test_the_line_of_a_request_names_the_token(make_server):
     assert found == {("200", "alice"), ("200", "-"), ("401", "-")}
 
 
-@pytest.mark.parametrize("trusted", ["127.0.0.1", "127.0.0.2"])
+@pytest.mark.parametrize("trusted", ["127.0.0.1", "127.0.0.2", "127.0.0.0/31"])
 def test_an_address_that_a_client_claims_is_not_logged(make_server, trusted):
     """E5: X-Forwarded-For is a proxy's to say, one that gunicorn trusts, and its last
     address.
@@ -148,7 +149,8 @@ def test_an_address_that_a_client_claims_is_not_logged(make_server, trusted):
         }
         server.request("GET", TICKETS, headers=headers, connection=connection)
         connection.close()
-        remote = "192.0.2.8" if source == trusted else source
+        is_trusted = ip_address(source) in ip_network(trusted)
+        remote = "192.0.2.8" if is_trusted else source
         server.wait_for_log(f" {remote} - from-{source}\n")
 
 
