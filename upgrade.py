@@ -107,7 +107,7 @@ def _upgrade_sqlite(models, triggers):
 
     found = _sqlite_definitions(database)
     for name, definition in wanted.items():
-        if found.get(name) == definition:
+        if definition.kind == "table" or found.get(name) == definition:
             continue
         if name in found:
             _run(f"DROP {definition.kind} {name}")
@@ -321,7 +321,8 @@ def _alter_table(model, wanted):
         check_rows(model)
         raise
 
-    # PostgreSQL's CREATE INDEX IF NOT EXISTS waits for whoever writes to the table.
+    # Even if the index exists, CREATE INDEX IF NOT EXISTS waits until no other
+    # transaction writes to the table.
     for name, definition in wanted.indexes.items():
         if found.indexes.get(name) != definition:
             _run(f"DROP INDEX IF EXISTS {name}")
