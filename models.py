@@ -115,7 +115,7 @@ class Ticket(Model):
     def _insert_once(cls, row, key):
         """Return the query that inserts a row unless there is a ticket with its key.
 
-        A conflict alone would use up an id. It decides for two transactions of
+        ON CONFLICT alone would use up an id. It is needed for two transactions of
         PostgreSQL at the same moment, which do not see each other's rows.
         """
         with_key = cls.select(SQL("1")).where(cls.idempotency_key == key)
@@ -142,8 +142,9 @@ class Ticket(Model):
     def page(cls, limit, status=None, before=None, after=None):
         """Yield tickets as dicts.
 
-        They come newest first below `before`, or oldest first above `after`.
-        At most one more than `limit` is read, to know whether more follow.
+        They come newest first below `before`, or oldest first above `after`. They are
+        read as they are taken, in chunks of at most one more than `limit`: the caller
+        takes one more to know whether more follow.
         """
         group = None if status is None else Group(cls.status, status)
         return _walk(cls.select(), cls.id, limit, before, after, group)
@@ -152,7 +153,7 @@ class Ticket(Model):
     def history(cls, ticket, limit, before=None):
         """Yield the versions of a ticket (a dict), newest first, below `before`.
 
-        At most one more than `limit` is read, to know whether more follow.
+        They are read as they are taken, like the tickets of page().
         """
         if before is None or ticket["version"] < before:
             yield ticket
@@ -165,7 +166,7 @@ class Ticket(Model):
 
     @classmethod
     def newest(cls):
-        """Return the Cursor behind all that is written now, with nothing missing below.
+        """Return the greatest ids as a Cursor, when no lower one can come any more.
 
         Raise database.Busy if a transaction writes for too long.
         """
@@ -190,7 +191,7 @@ class Ticket(Model):
 
         First come the versions, then the new tickets, each in the order of their ids.
         A ticket is a dict as it is now, with `filed`, or with `deleted` if it is gone.
-        The cursor says how far a follower has read with it.
+        The cursor is where a follower goes on after this ticket.
         """
         changes = cls._changes(since, newest, min(limit, CHUNK))
         return itertools.islice(changes, limit)
@@ -226,7 +227,10 @@ class Ticket(Model):
         for ticket in backend.read(query):
             ticket["filed"] = None
             if ticket["version"] == 1:
-                ticket["filed"] = ticket
+                ticket["filed"] = {
+                    "category": ticket["category"],
+                    "ai_suggested_response": ticket["ai_suggested_response"],
+                }
             elif ticket["first_version"] is not None:
                 ticket["filed"] = {
                     "category": ticket["filed_category"],
@@ -316,9 +320,9 @@ class Ticket(Model):
 class TicketVersion(Model):
     """What a ticket was before a write; triggers fill the table.
 
-    A column that it shares with Ticket is part of the history. A ticket that is gone
-    has left one row without any text, with version 0; so has one that came back by its
-    id, beside the former.
+    A column that it shares with Ticket is part of the history. A row with version 0 is
+    a mark: it holds no text, and tells whoever follows that the ticket was deleted, or
+    was inserted again under its old id.
     """
 
     id = peewee.BigAutoField()
@@ -438,7 +442,7 @@ END
 """,
 )
 MARK_COLUMNS = "ticket_id, version, status, updated_at"
-# First the new row, then the others go: their ids are not given out again.
+# The mark comes first, so that SQLite does not give the greatest id out again.
 _LEAVE_MARK = f"""
     INSERT INTO ticket_version ({MARK_COLUMNS})
     VALUES (OLD.id, 0, 'deleted', {{now}});
@@ -587,10 +591,10 @@ def _chunks(query, after, last, size):
 
 
 def _walk(query, column, limit, before=None, after=None, group=None):
-    """Yield rows in the order of a column: upwards from `after`, else downwards.
+    """Yield all rows in the order of a column: upwards from `after`, else downwards.
 
-    `group` is the Group that they belong to, or None for all rows. A chunk is read at a
-    time.
+    `group` is the Group that they belong to, or None for any. They are read as they are
+    taken, in chunks; the caller means to take `limit` of them, and one more.
     """
     is_ascending = after is not None
     bound = after if is_ascending else before
@@ -631,7 +635,7 @@ def _patch_sql(database, columns, match_count, none_match_count):
 
 
 def prepare(url, pool_size):
-    """Open the database that `url` names, and make it like a new one.
+    """Open the database that `url` names, and bring it up to date.
 
     Return whether a new file was made. Raise ValueError with a sentence for the
     operator.
@@ -641,11 +645,11 @@ def prepare(url, pool_size):
 
 
 def prepare_selected():
-    """Make the database that select_database() chose like a new one, as prepare()."""
-    return prepare_database(_create)
+    """Bring the database up to date that select_database() has chosen, as prepare()."""
+    return prepare_database(_upgrade)
 
 
-def _create():
+def _upgrade():
     for model in MODELS:
         model._meta.strict_tables = backend.strict_tables
     bring_up_to_date(MODELS, TRIGGERS)
