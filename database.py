@@ -124,6 +124,18 @@ def rows_of(cursor):
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
+def is_readable(file, seconds):
+    """Return whether a socket has something to read, now or within so many seconds."""
+    poll = select.poll()
+    poll.register(file, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+def one_line(error):
+    """Return the text of an exception without its line ends."""
+    return " ".join(str(error).split())
+
+
 # --- SQLite ---------------------------------------------------------------------------
 
 POLL = 0.0002  # seconds between two attempts to take the write lock of the file
@@ -248,6 +260,8 @@ class Checkpointer:
     def add(self, size):
         """Note that the leader has added about `size` bytes to the log."""
         self._added += size
+        # In this order: if the thread has just copied all, it or this sees that.
+        was_empty = self._added - size == self._copied
         if was_empty or self._added - self._copied >= LOG_SIZE:
             self._wakeup.set()
         if self._thread is None:
@@ -260,8 +274,6 @@ class Checkpointer:
         except RuntimeError:
             return  # There is no room for a thread: the next write tries again.
         self._thread = thread
-        # In this order: if the thread has just copied all, it or this sees that.
-        was_empty = self._added - size == self._copied
 
     def close(self):
         """End the thread, and close its connections."""
@@ -360,9 +372,10 @@ class SqliteBackend:
         self._idle_readers = deque()
 
         self._writer = self._make_database(timeout=0)
-        self._lock = threading.Lock()  # Guards the two below.
+        # Guards _has_leader, and that no write begins to wait while there is no leader.
+        self._lock = threading.Lock()
         self._has_leader = False
-        self._waiting = deque()
+        self._waiting = deque()  # Only the leader takes writes out of it.
 
         self._checkpointer = Checkpointer(self._check_file, self._make_database)
 
@@ -378,8 +391,8 @@ class SqliteBackend:
             check_same_thread=False,
         )
 
-    def prepare(self, create):
-        """Make the file if there is none, and call `create` in a transaction.
+    def prepare(self, upgrade):
+        """Make the file if there is none, and call `upgrade` in a transaction.
 
         Other services may do the same at this moment. Return whether the file is new.
         """
@@ -389,7 +402,7 @@ class SqliteBackend:
             fcntl.flock(file, fcntl.LOCK_EX)
             self._file = os.fstat(file.fileno())
             with self.database.connection_context(), self.database.atomic("IMMEDIATE"):
-                create()
+                upgrade()
         return self._file.st_size == 0
 
     def close(self):
@@ -431,8 +444,8 @@ class SqliteBackend:
     def write(self, sql, params):
         """Run a statement once, and return its rows when they are on disk.
 
-        After an exception nothing is written, with one exception: if COMMIT itself
-        fails, or the file is moved at that moment, the outcome is unknown.
+        If it raises, nothing was written, unless COMMIT itself failed or the file was
+        moved at that moment: then the outcome is unknown.
         """
         write = Write(sql, params)
         with self._lock:
@@ -459,7 +472,8 @@ class SqliteBackend:
         except TimeoutError:
             if write.outcome.cancel():
                 raise OperationalError(f"database is locked, for {timeout} s") from None
-        return write.outcome.result()  # A leader has claimed it and is committing it.
+        # A leader has claimed it at this moment, to commit or to promote it.
+        return write.outcome.result()
 
     def _lead(self, own):
         """Commit the leader's own write and all that wait, then promote the next."""
@@ -515,7 +529,8 @@ class SqliteBackend:
         self._check_file()
 
         if len(written) < len(group):
-            # A connection that was opened while the file was read-only stays read-only.
+            # A statement may have failed because the file was read-only when the
+            # connection was opened, which then stays so: the next write opens another.
             self._writer.close()
         for write, rows in written:
             write.outcome.set_result(rows)
@@ -523,19 +538,23 @@ class SqliteBackend:
 
     def has_table(self, table):
         """Return whether the file is there and has a table."""
-        try:
-            with closing(_open_file(self.path, "mode=ro")) as connection:
-                connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchall()
-        except sqlite3.OperationalError:  # There is no such file, or no such table.
+        if not os.path.exists(self.path):
             return False
-        return True
+        with closing(_open_file(self.path, "mode=ro")) as connection:
+            find = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+            return connection.execute(find, [table]).fetchone() is not None
 
-    def remove(self):
-        """Delete the file, which nobody else uses yet."""
-        self.close()
-        for suffix in ("", "-wal", "-shm"):
-            with suppress(FileNotFoundError):
-                os.unlink(f"{self.path}{suffix}")
+    def remove_if_empty(self, tables):
+        """Delete the file, unless a service has started and written to it."""
+        with self.database.connection_context():
+            self._run_when_unlocked(self.database, "BEGIN IMMEDIATE")
+            for table in tables:
+                found = self.database.execute_sql(f"SELECT 1 FROM {table} LIMIT 1")
+                if found.fetchall():
+                    return
+            for suffix in ("", "-wal", "-shm"):
+                with suppress(FileNotFoundError):
+                    os.unlink(f"{self.path}{suffix}")
 
     def back_up(self, path, table, progress):
         """Write a consistent copy into the empty file at `path`, and check it.
@@ -600,6 +619,7 @@ class SqliteBackend:
         """
         with self.database.connection_context():
             self._run_when_unlocked(self.database, "VACUUM")
+
         if not self.empty_log(READER_TIMEOUT):
             raise OperationalError(f"a reader keeps {self.path}-wal from being emptied")
         return "backups"
@@ -617,6 +637,7 @@ class SqliteBackend:
         (sqlite.org/wal.html, "the WAL-reset bug"). The next write then begins the log
         anew and, with this journal_size_limit, cuts the rest of it off.
         """
+        self._checkpointer.close()  # Its thread would use the same connections.
         deadline = time.monotonic() + seconds
         while not self._try_to_empty_log():
             if time.monotonic() > deadline:
@@ -638,7 +659,6 @@ class SqliteBackend:
             return self._log_header() != header
 
     def _log_header(self):
-        self._checkpointer.close()  # Its thread would use the same connections.
         with open(f"{self.path}-wal", "rb") as log:
             return log.read(32)
 
@@ -678,18 +698,6 @@ GRACE = 0.5  # seconds after the deadline, for the server to report its own time
 # write cannot read.
 WRITE_ROOM_TIMEOUT = 2  # seconds
 RETRY_TIME = 1  # seconds, after a connection could not be made
-
-
-def is_readable(file, seconds):
-    """Return whether a socket has something to read, now or within so many seconds."""
-    poll = select.poll()
-    poll.register(file, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))
-
-
-def one_line(error):
-    """Return the text of an exception without its line ends."""
-    return " ".join(str(error).split())
 
 
 if psycopg is not None:
@@ -745,9 +753,9 @@ class Session:
         self.connection.commit()
 
     def is_stale(self):
-        """Return whether the server has closed the connection.
+        """Return whether the server has sent something to this idle connection.
 
-        It sends nothing to an idle one before that.
+        Nearly always that is the end of it. To replace one by mistake costs little.
         """
         return is_readable(self.connection, 0)
 
@@ -819,7 +827,8 @@ class Pool:
     def session(self, deadline):
         """Give a session that no other thread uses meanwhile.
 
-        Raise OperationalError if none is idle at the deadline.
+        Raise OperationalError if none is idle at the deadline, or earlier if there is
+        none at all and a new one cannot be made.
         """
         session = self._take(deadline)
         while session.is_stale():
@@ -960,7 +969,7 @@ class PostgresqlBackend:
     A request has one deadline, for its connection and for its statement.
     """
 
-    strict_tables = False  # All of its tables are.
+    strict_tables = False  # PostgreSQL checks types without this word of SQLite's.
     # What manage.py says in place of a backup and of a restore.
     backup_advice = (
         "PostgreSQL is backed up with pg_dump: "
@@ -993,8 +1002,11 @@ class PostgresqlBackend:
     def _make_pool(self):
         return Pool(self._size, lambda: Session(self._parameters))
 
-    def prepare(self, create):
-        """Call `create` in a transaction, one service at a time. Return False."""
+    def prepare(self, upgrade):
+        """Call `upgrade` in a transaction, one service at a time.
+
+        Return False: no new file is made.
+        """
         with self.database.connection_context(), self.database.atomic():
             execute = self.database.execute_sql
             if execute("SHOW server_encoding").fetchone() != ("UTF8",):
@@ -1006,12 +1018,16 @@ class PostgresqlBackend:
             execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
             execute("SELECT pg_advisory_xact_lock(8237)")
             execute("SET LOCAL lock_timeout = '1s'")
-            create()
+            upgrade()
         return False
 
     def has_table(self, table):
-        """Return True: opening the database shows what is missing."""
-        return True
+        """Return whether the database has a table, or raise ValueError."""
+        try:
+            with self.database.connection_context():
+                return self.database.table_exists(table)
+        except peewee.PeeweeException as error:
+            raise ValueError(f"cannot be used: {one_line(error)}") from error
 
     def overwrite_deleted(self, tables):
         """Let the server reuse the space of deleted rows; return what has copies."""
@@ -1100,15 +1116,15 @@ def select_database(url, pool_size, pragmas=PRAGMAS):
     backend.initialize(found)
 
 
-def prepare_database(create):
-    """Open the database that was chosen, and call `create` in a transaction of it.
+def prepare_database(upgrade):
+    """Open the database that was chosen, and call `upgrade` in a transaction of it.
 
     To be called once, before there are worker processes: no connection may cross a
     fork. Return whether a new file was made. Raise ValueError with a sentence for the
     operator, which does not contain the password.
     """
     try:
-        return backend.prepare(create)
+        return backend.prepare(upgrade)
     except (peewee.PeeweeException, OSError, TypeError, ValueError) as error:
         raise ValueError(f"cannot be used: {one_line(error)}") from error
 

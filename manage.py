@@ -90,27 +90,23 @@ def progress_bar(label):
 def select_from_settings():
     """Choose the database that the settings name, without opening it."""
     settings = ticketsvc.read_settings(os.environ)
-    with settings_error():
+    with naming_the_setting():
         select_database(
             settings["DATABASE_URL"], settings["POOL_SIZE"], OPERATOR_PRAGMAS
         )
 
 
-def refuse_with(advice):
-    """Raise ValueError with what an operator does instead, if there is advice."""
-    if advice is not None:
-        raise ValueError(advice)
-
-
 def require_database():
     """Raise ValueError unless the database exists."""
-    if not backend.has_table("ticket"):
+    with naming_the_setting():
+        has_tickets = backend.has_table("ticket")
+    if not has_tickets:
         raise ValueError(f"there is no database with tickets: {backend.name}")
 
 
 def bring_selected_up_to_date():
     """Bring the database up to date; return whether it is new."""
-    with settings_error():
+    with naming_the_setting():
         return models.prepare_selected()
 
 
@@ -122,8 +118,8 @@ def open_existing_database():
 
 
 @contextlib.contextmanager
-def settings_error():
-    """Say of which setting a ValueError speaks."""
+def naming_the_setting():
+    """Begin the sentence of a ValueError with the name of the setting."""
     try:
         yield
     except ValueError as error:
@@ -131,9 +127,9 @@ def settings_error():
 
 
 def portions(model, end):
-    """Yield (after, last) up to the id `end`.
+    """Yield pairs of ids up to `end`: above the one, up to the other, are PORTION rows.
 
-    At most PORTION rows have an id above the one, up to the other.
+    The last portion may have fewer.
     """
     after = -ID_MAX
     while True:
@@ -175,7 +171,8 @@ def backup(target, keep):
     The copy holds what the database holds at this moment. No file is overwritten.
     """
     select_from_settings()
-    refuse_with(backend.backup_advice)
+    if backend.backup_advice is not None:
+        raise ValueError(backend.backup_advice)
 
     folder = target.parent if keep is None else target
     if not folder.is_dir():
@@ -265,6 +262,8 @@ def create_locked(hidden):
             left = os.open(hidden, os.O_RDONLY)
             try:
                 fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not os.path.samestat(os.fstat(left), hidden.stat()):
+                    raise FileExistsError  # Another run has just replaced it.
                 # Not truncated: the killed run may have given it its name already.
                 hidden.unlink()
             finally:
@@ -304,7 +303,8 @@ def restore(file):
     made.
     """
     select_from_settings()
-    refuse_with(backend.restore_advice)
+    if backend.restore_advice is not None:
+        raise ValueError(backend.restore_advice)
     if not file.is_file():
         raise click.BadParameter(f"there is no file {file}")
 
@@ -315,7 +315,7 @@ def restore(file):
             count = restore_backup(str(file), progress)
     except BaseException:
         if is_new:
-            backend.remove()
+            backend.remove_if_empty([model._meta.table_name for model in MODELS])
         raise
 
     place = f"the {'new ' if is_new else ''}database {backend.name}"
@@ -376,8 +376,9 @@ def _replace_rows(progress):
     for done in _copy_rows(Ticket, 0):
         progress(counts["ticket_version"] + done, total)
 
-    # If no row is newer than the newest one was, its id would be given out again. A
-    # mark of a ticket that is there only tells a follower to look again.
+    # If the greatest id of the table is now lower, the next row would get an id that
+    # followers have passed. One more mark prevents it: that of a ticket which is there
+    # only makes them read it again.
     mark = f"""
         INSERT INTO ticket_version (id, {models.MARK_COLUMNS})
         SELECT {old_id + 1}, id, 0, 'deleted', {NOW}

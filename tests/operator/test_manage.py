@@ -22,6 +22,22 @@ def test_a_command_makes_no_database(manage, tmp_path, monkeypatch, command):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.database("postgresql")
+@pytest.mark.parametrize("command", COMMANDS[1:])
+def test_a_command_makes_no_tables(manage, sql, command):
+    error = manage(*command, status=1)
+    assert error.startswith("Error: there is no database with tickets: ")
+    assert sql("SELECT to_regclass('ticket') AS found") == [{"found": None}]
+
+
+@pytest.mark.database("postgresql")
+@pytest.mark.parametrize("command", COMMANDS[1:])
+def test_a_database_that_is_not_there_is_one_line(manage, database_url, command):
+    error = manage(*command, url=f"{database_url}_not", status=1)
+    assert error.startswith("Error: DATABASE_URL: cannot be used: ")
+    assert error.count("\n") == 1
+
+
 @pytest.mark.database("sqlite")
 @pytest.mark.parametrize(
     "command",
