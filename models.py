@@ -474,7 +474,9 @@ END
 )
 # A follower may have passed an id that is inserted by hand: that of a deleted ticket,
 # or one below the greatest. Only a new row of this table tells so. On PostgreSQL, ids
-# below the greatest are nothing special.
+# below the greatest are nothing special, and one above those that were drawn has to
+# move the sequence, or followers would pass the ids that are drawn next.
+_SEQUENCE = "pg_get_serial_sequence(TG_RELID::regclass::text, 'id')::regclass"
 _WAS_THERE = "EXISTS (SELECT 1 FROM ticket_version WHERE ticket_id = NEW.id)"
 MARK_RETURN = Trigger(
     name="ticket_returned",
@@ -494,6 +496,9 @@ FOR EACH ROW EXECUTE FUNCTION ticket_returned()""",
 BEGIN
     IF {_WAS_THERE} THEN
         {_MARK_RETURN.strip().format(now=NOW.postgresql)}
+    END IF;
+    IF NEW.id > coalesce(pg_sequence_last_value({_SEQUENCE}), 0) THEN
+        PERFORM setval({_SEQUENCE}, NEW.id);
     END IF;
     RETURN NULL;
 END

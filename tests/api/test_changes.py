@@ -199,6 +199,14 @@ def test_a_ticket_that_is_inserted_again_is_named(client, ticket, following, sql
     assert [each["version"] for each in history] == [1]
 
 
+def test_a_ticket_inserted_far_above_the_others_hides_none(add, following, sql):
+    """F3: what is filed after it has an id above it."""
+    sql("INSERT INTO ticket (id, user_description, status) VALUES (90, 'x', 'closed')")
+    assert [each["id"] for each in following()] == [90]
+    add(2)
+    assert [each["id"] for each in following()] == [91, 92]
+
+
 @once
 def test_a_ticket_inserted_below_the_cursor_is_named(client, add, following, sql):
     """F3: by hand, with an id that was left out before."""
