@@ -368,6 +368,7 @@ class SqliteBackend:
         self.name = self.path
         self.host = "this host"
 
+        self._file = None  # The result of stat() at the start, from prepare() on.
         self.database = self._make_database(TIMEOUT)
         self._idle_readers = deque()
 

@@ -436,9 +436,13 @@ def worker_exit(server, worker):
 
 
 def when_ready(server):
-    """Warn when anybody may change tickets; freeze the memory that workers share."""
-    gc.freeze()  # The garbage collector would write to the shared pages.
+    """Prepare for the workers, which are forked after this."""
+    gc.freeze()  # The garbage collector would write to the memory that they share.
+    warn_of_open_ports(server)
 
+
+def warn_of_open_ports(server):
+    """Log a warning if another host can send requests, and no token is needed."""
     exposed = []
     for listener in server.LISTENERS:
         name = listener.sock.getsockname()

@@ -534,7 +534,7 @@ TOKEN = r" *(?:[A-Za-z0-9._-]+:)?[A-Za-z0-9._~+/-]+=* *"
 
 # A name, an IPv4 or an IPv6 address, or any host.
 IPV6 = "[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*"
-HOST = rf" *(?:[A-Za-z0-9._-]+|{IPV6}|\[{IPV6}\]|\*) *"
+TRUSTED_HOST = rf" *(?:[A-Za-z0-9._-]+|{IPV6}|\[{IPV6}\]|\*) *"
 
 
 class Setting:
@@ -562,7 +562,7 @@ SETTINGS = {
     ),
     "TICKETSVC_TRUSTED_HOSTS": Setting(
         None,
-        f"{HOST}(?:,{HOST})*",
+        f"{TRUSTED_HOST}(?:,{TRUSTED_HOST})*",
         "names or addresses of hosts without ports, or *, separated by single commas",
     ),
     "WEB_CONCURRENCY": Setting("2", "[1-9][0-9]{0,2}", "1 to 999 worker processes"),
@@ -636,7 +636,7 @@ def configure_logging(app):
     default_handler.setFormatter(logging.Formatter(LOG_FORMAT, "%Y-%m-%d %H:%M:%S %z"))
 
 
-def prepare_database(app):
+def open_database(app):
     """Bring the database up to date, or end the process with one line."""
     try:
         is_new = models.prepare(app.config["DATABASE_URL"], app.config["POOL_SIZE"])
@@ -672,7 +672,7 @@ def create_app(environ=os.environ):
         app.logger.warning(
             "DATABASE_URL: a file on the disk of a dyno does not outlive its restart"
         )
-    prepare_database(app)
+    open_database(app)
 
     app.response_class = JSONResponse
     app.url_map.merge_slashes = False
