@@ -36,8 +36,7 @@ class JSONNumber(fields.Float):
     def _deserialize(self, value, attr, data, **kwargs):
         if type(value) not in (int, float):
             raise self.make_error("invalid")
-        number = super()._deserialize(value, attr, data, **kwargs)
-        return number + 0.0  # -0.0 becomes 0.0.
+        return super()._deserialize(value, attr, data, **kwargs)
 
 
 class DecimalInteger(fields.Integer):
