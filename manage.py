@@ -353,7 +353,10 @@ def _replace_rows(progress):
     run = database.execute_sql
     old_id = max(_given_ids("main", "ticket_version"))
     ticket_ids = _given_ids("main", "ticket") + _given_ids("backup", "ticket")
-    counts = {model._meta.table_name: _count_backup(model) for model in MODELS}
+    counts = {
+        model._meta.table_name: _count_backup(model)
+        for model in (Ticket, TicketVersion)
+    }
     total = sum(counts.values())
 
     # They would keep the replaced rows as versions.

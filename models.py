@@ -199,20 +199,28 @@ class Ticket(Model):
     @classmethod
     def _changes(cls, since, newest, size):
         """Yield all changes between two Cursors, reading `size` of them at a time."""
+        ticket_id = since.ticket_id
+        version_id = since.version_id
         query = TicketVersion.select(TicketVersion.id, TicketVersion.ticket_id)
-        for rows in _chunks(query, since.version_id, newest.version_id, size):
+        rows = None
+        while rows != [] and version_id < newest.version_id:
+            rows = _chunk(query, version_id, newest.version_id, size)
+            # Asked when the rows were read, so that none was pruned in between.
+            if version_id < Pruned.last_version_id():
+                ticket_id = 0  # Every ticket is shown again.
+
             tickets = cls._as_followed([row["ticket_id"] for row in rows])
             for row in rows:
-                ticket_id = row["ticket_id"]
-                gone = {"id": ticket_id, "deleted": True}
-                cursor = Cursor(since.ticket_id, row["id"])
-                yield cursor, tickets.get(ticket_id, gone)
+                version_id = row["id"]
+                gone = {"id": row["ticket_id"], "deleted": True}
+                yield Cursor(ticket_id, version_id), tickets.get(row["ticket_id"], gone)
 
         query = cls.select(cls.id)
-        for rows in _chunks(query, since.ticket_id, newest.ticket_id, size):
+        while rows := _chunk(query, ticket_id, newest.ticket_id, size):
             tickets = cls._as_followed([row["id"] for row in rows])
-            for ticket_id, ticket in sorted(tickets.items()):
-                yield Cursor(ticket_id, newest.version_id), ticket
+            for found_id, ticket in sorted(tickets.items()):
+                yield Cursor(found_id, newest.version_id), ticket
+            ticket_id = rows[-1]["id"]
 
     @classmethod
     def _as_followed(cls, ticket_ids):
@@ -345,6 +353,7 @@ class TicketVersion(Model):
 
         The ids are those above `after`, up to `last`. The first version of each ticket
         stays, and so does the newest row of the table: its id is not given out again.
+        The others leave their greatest id in Pruned.
         """
         first = cls.alias()
         first_version = first.select(fn.MIN(first.version)).where(
@@ -379,6 +388,28 @@ class TicketVersion(Model):
         return len(backend.write(*query.sql()))
 
 
+class Pruned(Model):
+    """The greatest id of a version that was deleted, in one row that a trigger writes.
+
+    Versions tell which tickets have changed: a follower whose cursor is below this id
+    has to be shown all tickets again. The versions of a ticket that is gone do not
+    count, since it has left a mark.
+    """
+
+    id = peewee.IntegerField(primary_key=True, constraints=[Check("id = 1")])
+    version_id = peewee.BigIntegerField()
+
+    class Meta:
+        database = database
+        table_name = "pruned"
+
+    @classmethod
+    def last_version_id(cls):
+        """Return the id, or 0 if no version was deleted."""
+        row = _first(backend.read(cls.select(cls.version_id)))
+        return row["version_id"] if row is not None else 0
+
+
 @dataclass(frozen=True)
 class Cursor:
     """How far a follower has read: the greatest id of a ticket, and that of a version.
@@ -393,7 +424,7 @@ class Cursor:
         return f"{self.ticket_id}-{self.version_id}"
 
 
-MODELS = (Ticket, TicketVersion)
+MODELS = (Ticket, TicketVersion, Pruned)
 
 _OWN_COLUMNS = ("id", "ticket_id")
 _KEPT = [name for name in TicketVersion._meta.columns if name not in _OWN_COLUMNS]
@@ -521,7 +552,37 @@ BEGIN
 END
 """,
 )
-TRIGGERS = (KEEP_VERSION, LEAVE_MARK, MARK_RETURN, SHOW_WRITING)
+_NOTE_PRUNED = """
+    INSERT INTO pruned (id, version_id) VALUES (1, OLD.id)
+    ON CONFLICT (id) DO UPDATE SET version_id = {greatest}(pruned.version_id, OLD.id);
+"""
+_IS_PRUNED = (
+    "OLD.version > 0 AND EXISTS (SELECT 1 FROM ticket WHERE id = OLD.ticket_id)"
+)
+NOTE_PRUNED = Trigger(
+    name="ticket_version_pruned",
+    table="ticket_version",
+    sqlite=f"""\
+CREATE TRIGGER ticket_version_pruned
+AFTER DELETE ON ticket_version
+WHEN {_IS_PRUNED}
+BEGIN
+    {_NOTE_PRUNED.strip().format(greatest="max")}
+END""",
+    postgresql="""\
+CREATE TRIGGER ticket_version_pruned
+AFTER DELETE ON ticket_version
+FOR EACH ROW EXECUTE FUNCTION ticket_version_pruned()""",
+    function=f"""
+BEGIN
+    IF {_IS_PRUNED} THEN
+        {_NOTE_PRUNED.strip().format(greatest="greatest")}
+    END IF;
+    RETURN NULL;
+END
+""",
+)
+TRIGGERS = (KEEP_VERSION, LEAVE_MARK, MARK_RETURN, SHOW_WRITING, NOTE_PRUNED)
 
 
 # As text, because Peewee takes longer to build it than SQLite to run it.
@@ -583,16 +644,11 @@ def _first(rows):
     return rows[0] if rows else None
 
 
-def _chunks(query, after, last, size):
-    """Yield lists of `size` rows by their ids, from above `after` up to `last`."""
+def _chunk(query, after, last, size):
+    """Return at most `size` rows by their ids, from above `after` up to `last`."""
     column = query.model.id
-    while after < last:
-        chunk = query.where(column > after, column <= last).order_by(column)
-        rows = backend.read(chunk.limit(size))
-        if not rows:
-            return
-        yield rows
-        after = rows[-1]["id"]
+    chunk = query.where(column > after, column <= last).order_by(column)
+    return backend.read(chunk.limit(size))
 
 
 def _walk(query, column, limit, before=None, after=None, group=None):

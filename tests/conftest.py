@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from database import backend, database
 from manage import cli
-from models import TRIGGERS
+from models import MODELS, TRIGGERS
 from tests.helpers.contract import DESCRIPTION, ROOT, TICKETS
 from tests.helpers.databases import (
     POSTGRESQL,
@@ -110,9 +110,10 @@ def postgresql_url(postgresql, request, turn):
     with turn(
         fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH
     ):
+        tables = ", ".join(model._meta.table_name for model in MODELS)
         functions = ", ".join(trigger.name for trigger in TRIGGERS)
         with closing(connect(postgresql)) as other:
-            execute(other, "DROP TABLE IF EXISTS ticket, ticket_version")
+            execute(other, f"DROP TABLE IF EXISTS {tables}")
             execute(other, f"DROP FUNCTION IF EXISTS {functions}")
         yield postgresql
 

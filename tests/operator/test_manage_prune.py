@@ -1,5 +1,6 @@
 """manage.py prune: M5."""
 
+import re
 import time
 
 import pytest
@@ -53,6 +54,53 @@ def test_the_newest_row_of_the_table_stays(moments, manage, kept, sql):
     Ticket.patch(1, {"category": "again"})
     ids = [row["id"] for row in sql("SELECT id FROM ticket_version ORDER BY id")]
     assert ids[-1] == 8
+
+
+@pytest.fixture
+def follow(client):
+    """Return a function that answers the ids of what is new since its last call."""
+    path = "/api/v1/changes"
+
+    def read():
+        nonlocal path
+        found = []
+        while True:
+            response = client.get(path)
+            path = re.match("<(.+)>", response.headers["Link"])[1]
+            if response.json == []:
+                return found
+            found += [each["id"] for each in response.json]
+
+    return read
+
+
+def test_a_follower_that_was_away_misses_nothing(moments, manage, follow):
+    """F3: the versions that told of these changes are gone."""
+    Ticket.add({"user_description": "z"})
+    follow()
+    for number in range(3):
+        Ticket.patch(1, {"category": f"m {number}"})
+    Ticket.patch(2, {"category": "newest"})
+    manage("prune", "--before", "9999-12-31")
+    assert {1, 2} <= set(follow())
+    assert follow() == []
+
+
+def test_a_follower_that_was_there_reads_nothing_twice(moments, manage, follow):
+    """F3."""
+    follow()
+    manage("prune", "--before", "9999-12-31")
+    assert follow() == []
+    Ticket.patch(2, {"category": "newest"})
+    assert follow() == [2]
+
+
+def test_a_deleted_ticket_makes_no_follower_begin_again(moments, follow, sql):
+    """F1: its versions are gone too, but it has left a mark."""
+    follow()
+    Ticket.patch(1, {"category": "late"})
+    sql("DELETE FROM ticket WHERE id = 1")
+    assert follow() == [1]
 
 
 def test_the_lowest_version_of_an_old_ticket_stays(moments, manage, kept, sql):
