@@ -553,9 +553,10 @@ class SqliteBackend:
                 found = self.database.execute_sql(f"SELECT 1 FROM {table} LIMIT 1")
                 if found.fetchall():
                     return
+            file = os.path.realpath(self.path)
             for suffix in ("", "-wal", "-shm"):
                 with suppress(FileNotFoundError):
-                    os.unlink(f"{self.path}{suffix}")
+                    os.unlink(f"{file}{suffix}")
 
     def back_up(self, path, table, progress):
         """Write a consistent copy into the empty file at `path`, and check it.
@@ -586,7 +587,7 @@ class SqliteBackend:
         if os.path.exists(self.path) and os.path.samefile(path, self.path):
             raise ValueError(f"{path} is the database itself")
         for suffix in ("-wal", "-journal"):
-            log = f"{path}{suffix}"
+            log = f"{os.path.realpath(path)}{suffix}"
             if os.path.exists(log) and os.path.getsize(log) > 0:
                 raise ValueError(
                     f"{path} is no backup, but a database with changes in {log}: "
@@ -660,7 +661,8 @@ class SqliteBackend:
             return self._log_header() != header
 
     def _log_header(self):
-        with open(f"{self.path}-wal", "rb") as log:
+        # SQLite keeps the log beside the file, not beside a symbolic link to it.
+        with open(f"{os.path.realpath(self.path)}-wal", "rb") as log:
             return log.read(32)
 
     def _check_file(self):

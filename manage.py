@@ -29,7 +29,7 @@ from database import (
     one_line,
     select_database,
 )
-from models import ID_MAX, MODELS, TRIGGERS, Ticket, TicketVersion
+from models import ID_MAX, MODELS, REVERTER, TRIGGERS, Ticket, TicketVersion
 from upgrade import bring_up_to_date, check_columns, check_rows
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -285,7 +285,7 @@ def delete_old_backups(newest, keep):
     others = sorted(
         path
         for path in newest.parent.iterdir()
-        if BACKUP_PATTERN.fullmatch(path.name) and path != newest
+        if BACKUP_PATTERN.fullmatch(path.name) and path.is_file() and path != newest
     )
     too_many = max(0, len(others) + 1 - keep)
     old = others[:too_many]
@@ -309,14 +309,14 @@ def restore(file):
         raise click.BadParameter(f"there is no file {file}")
 
     backend.check_backup(str(file), "ticket")
-    is_new = bring_selected_up_to_date()
-    try:
-        with progress_bar("Restoring") as progress:
+    with stop_at_signals(), progress_bar("Restoring") as progress:
+        is_new = bring_selected_up_to_date()
+        try:
             count = restore_backup(str(file), progress)
-    except BaseException:
-        if is_new:
-            backend.remove_if_empty([model._meta.table_name for model in MODELS])
-        raise
+        except BaseException:
+            if is_new:
+                backend.remove_if_empty([model._meta.table_name for model in MODELS])
+            raise
 
     place = f"the {'new ' if is_new else ''}database {backend.name}"
     line = f"Restored {counted(count, 'ticket')} from {file} to {place}"
@@ -504,7 +504,8 @@ def revert(since, name, dry_run):
 
 def reason_to_leave(row):
     """Return why a ticket that Ticket.find_written() found is left alone, or None."""
-    if row["is_same"]:
+    was_reverted = row["updated_by"] == REVERTER
+    if row["is_same"] and (row["is_latest"] or was_reverted):
         return None
     if row["previous_id"] is None:
         if row["first_version"] == 1:

@@ -124,6 +124,13 @@ def test_keep_deletes_all_but_the_newest(ticket, manage, folder):
     assert set(names(folder)) == {*mine, *made}
 
 
+def test_keep_leaves_what_is_no_file(ticket, manage, folder):
+    """M1."""
+    (folder / "tickets-20200101-000000.db").mkdir()
+    line = manage("backup", "--keep", 1, folder)
+    assert line.endswith("; deleted 0 older backups\n")
+
+
 def test_of_two_backups_within_a_second_the_second_fails(
     ticket, manage, folder, monkeypatch
 ):

@@ -111,6 +111,17 @@ def test_what_was_deleted_by_hand_can_be_erased(
 
 
 @pytest.mark.database("sqlite")
+def test_a_file_behind_a_symbolic_link_is_erased(customer, manage, tmp_path):
+    """M4: its log is beside the file, not beside the link."""
+    link = tmp_path / "elsewhere" / "link.db"
+    link.parent.mkdir()
+    link.symlink_to(tmp_path / "tickets.db")
+    line = manage("erase", 1, url=f"sqlite:///{link}")
+    assert line.startswith("Erased 1 ticket ")
+    assert SECRET.encode() not in file_text(tmp_path)
+
+
+@pytest.mark.database("sqlite")
 def test_a_reader_that_holds_the_log_is_an_error(
     customer, manage, tmp_path, sql, monkeypatch
 ):

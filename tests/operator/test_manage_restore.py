@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import signal
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.contract import TICKETS
+from tests.helpers.timing import wait_for
 
 pytestmark = pytest.mark.database("sqlite")
 OLD = Path(__file__).with_name("0672aee_sqlite.sql").read_text("utf-8")
@@ -255,6 +257,37 @@ def test_a_row_that_breaks_a_rule_is_named(ticket, manage, sql, folder):
     )
     error = refused(manage, sql, folder / "x")
     assert "row 8 of the table ticket breaks CHECK (status IN" in error
+
+
+def test_a_link_to_a_copied_database_with_a_log_is_refused(sql, manage, folder):
+    """M2: the log is beside the file, not beside the link."""
+    with closing(sqlite3.connect(folder / "copied.db")) as other:
+        other.execute("PRAGMA journal_mode = wal")
+        other.execute("CREATE TABLE ticket (id INTEGER PRIMARY KEY)")
+        link = folder / "link.db"
+        link.symlink_to(folder / "copied.db")
+        error = manage("restore", link, status=1)
+    assert f"a database with changes in {folder}/copied.db-wal" in error
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_restore_makes_no_new_database(
+    make_server, manage, start_manage, folder, tmp_path, number
+):
+    """M2, D3: an empty file would look like a database that is there."""
+    server = make_server().start().fill(20_000)
+    manage("backup", folder / "copy.db")
+    server.stop()
+    for path in tmp_path.glob("tickets.db*"):
+        path.unlink()
+
+    log = tmp_path / "tickets.db-wal"
+    process = start_manage("restore", folder / "copy.db")
+    wait_for(lambda: log.exists() and log.stat().st_size > 100_000, "it copies nothing")
+    process.send_signal(number)
+    assert process.communicate(timeout=60)[1] == f"Error: stopped by {number.name}\n"
+    assert process.returncode == 1
+    assert list(tmp_path.glob("tickets.db*")) == []
 
 
 def test_a_bad_backup_makes_no_new_database(manage, tmp_path, folder):

@@ -100,6 +100,16 @@ def test_a_ticket_that_somebody_has_changed_afterwards_is_left_alone(
     assert content(2) == {**BAD, "status": "ai_resolved"}
 
 
+def test_a_ticket_that_somebody_has_repaired_is_listed(since, write, manage):
+    """M3: that it is as it was before makes no difference."""
+    write("alice", 1, **BAD)
+    write("carol", 1, **GOOD)
+    assert manage("revert", "--since", since, "--by", "alice") == (
+        "Ticket 1 is left alone: it was changed afterwards by carol\n"
+        "Reverted 0 tickets, left 1 alone\n"
+    )
+
+
 def test_a_ticket_that_was_filed_in_that_time_is_left_alone(since, write, manage):
     """M3."""
     Ticket.add({"user_description": "new"}, "alice")
