@@ -202,12 +202,13 @@ class Ticket(Model):
         ticket_id = since.ticket_id
         version_id = since.version_id
         query = TicketVersion.select(TicketVersion.id, TicketVersion.ticket_id)
-        rows = None
-        while rows != [] and version_id < newest.version_id:
+        while version_id < newest.version_id:
             rows = _chunk(query, version_id, newest.version_id, size)
             # Asked when the rows were read, so that none was pruned in between.
             if version_id < Pruned.last_version_id():
                 ticket_id = 0  # Every ticket is shown again.
+            if not rows:
+                break
 
             tickets = cls._as_followed([row["ticket_id"] for row in rows])
             for row in rows:
@@ -216,7 +217,11 @@ class Ticket(Model):
                 yield Cursor(ticket_id, version_id), tickets.get(row["ticket_id"], gone)
 
         query = cls.select(cls.id)
-        while rows := _chunk(query, ticket_id, newest.ticket_id, size):
+        while ticket_id < newest.ticket_id:
+            rows = _chunk(query, ticket_id, newest.ticket_id, size)
+            if not rows:
+                return
+
             tickets = cls._as_followed([row["id"] for row in rows])
             for found_id, ticket in sorted(tickets.items()):
                 yield Cursor(found_id, newest.version_id), ticket

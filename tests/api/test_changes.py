@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from models import Cursor, Ticket
 from tests.helpers.contract import DESCRIPTION, INVALID, TICKETS, assert_error, once
 from tests.helpers.statements import record_statements
 
@@ -197,6 +198,11 @@ def test_a_ticket_that_is_inserted_again_is_named(client, ticket, following, sql
     assert [each["user_description"] for each in following()] == ["x"]
     history = client.get(f"{TICKETS}/1/history").json
     assert [each["version"] for each in history] == [1]
+
+
+def test_rows_that_are_gone_when_they_are_read_are_no_changes(app):
+    """F3: erased between the look at the greatest ids and the reading."""
+    assert list(Ticket.changes(Cursor(0, 0), Cursor(9, 9), 100)) == []
 
 
 def test_a_ticket_inserted_far_above_the_others_hides_none(add, following, sql):
