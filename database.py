@@ -611,8 +611,13 @@ class SqliteBackend:
         with self.database.connection_context(), self.database.manual_commit():
             execute("ATTACH ? AS backup", [uri])
             self._run_when_unlocked(self.database, "BEGIN IMMEDIATE")
-            replace()
-            execute("COMMIT")
+            try:
+                replace()
+                execute("COMMIT")
+            except BaseException:
+                # Closing does not end a transaction of which a cursor is still in use.
+                self.database.connection().rollback()
+                raise
 
     def overwrite_deleted(self, tables):
         """Write the whole file anew, then empty the log; return what else has copies.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from database import database
 from tests.helpers.contract import TICKETS
 from tests.helpers.timing import wait_for
 
@@ -268,6 +269,23 @@ def test_a_link_to_a_copied_database_with_a_log_is_refused(sql, manage, folder):
         link.symlink_to(folder / "copied.db")
         error = manage("restore", link, status=1)
     assert f"a database with changes in {folder}/copied.db-wal" in error
+
+
+def test_a_restore_that_fails_amid_a_statement_keeps_no_lock(
+    copy, manage, tmp_path, monkeypatch
+):
+    """M2: closing the connection does not end a transaction whose cursor is in use."""
+
+    def fail(progress):
+        database.execute_sql("DELETE FROM ticket")
+        rows = database.execute_sql("SELECT 1 FROM backup.ticket UNION ALL SELECT 2")
+        raise ValueError(f"stopped at row {rows.fetchone()[0]}")
+
+    monkeypatch.setattr("manage._replace_rows", fail)
+    monkeypatch.setattr("database.OPERATOR_TIMEOUT", 1)
+    error = manage("restore", copy, url=f"sqlite:///{tmp_path}/new.db", status=1)
+    assert error == "Error: stopped at row 1\n"
+    assert list(tmp_path.glob("new.db*")) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
