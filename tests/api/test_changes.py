@@ -6,9 +6,9 @@ import pytest
 
 from models import Cursor, Ticket
 from tests.helpers.contract import DESCRIPTION, INVALID, TICKETS, assert_error, once
+from tests.helpers.follower import CHANGES, ids, link, pages
 from tests.helpers.statements import record_statements
 
-CHANGES = "/api/v1/changes"
 LINK = re.compile(r'<(/api/v1/changes\?since=[0-9-]+)((?:&limit=\d+)?)>; rel="next"')
 FIELDS = [
     "id",
@@ -26,27 +26,6 @@ FIELDS = [
 FILED = {"category": "bug", "ai_suggested_response": "Try another browser."}
 NOT_A_CURSOR = {"since": ["Not a valid cursor."]}
 NOT_OF_THIS_DATABASE = {"since": ["Not a cursor of this database."]}
-
-
-def link(response):
-    """Return the path of the next page."""
-    assert response.status_code == 200
-    return re.fullmatch('<(.+)>; rel="next"', response.headers["Link"])[1]
-
-
-def ids(response):
-    return [each["id"] for each in response.json]
-
-
-def pages(client, path=CHANGES):
-    """Return the ids of each page until an empty one, and the path to go on with."""
-    found = []
-    while True:
-        response = client.get(path)
-        path = link(response)
-        if response.json == []:
-            return found, path
-        found.append(ids(response))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A follower of the feed of changes, and transactions by hand for it to wait for."""
+"""Followers of the feed of changes, and transactions by hand for them to wait for."""
 
 import http.client
 import random
@@ -10,6 +10,27 @@ from tests.helpers.databases import connect, execute
 
 CHANGES = "/api/v1/changes"
 LINK = re.compile('<(.+)>; rel="next"')
+
+
+def link(response):
+    """Return the path of the next page, from a response of a test client."""
+    assert response.status_code == 200
+    return LINK.fullmatch(response.headers["Link"])[1]
+
+
+def ids(response):
+    return [each["id"] for each in response.json]
+
+
+def pages(client, path=CHANGES):
+    """Return the ids of each page until an empty one, and the path to go on with."""
+    found = []
+    while True:
+        response = client.get(path)
+        path = link(response)
+        if response.json == []:
+            return found, path
+        found.append(ids(response))
 
 
 class Follower:

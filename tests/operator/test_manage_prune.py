@@ -1,11 +1,11 @@
 """manage.py prune: M5."""
 
-import re
 import time
 
 import pytest
 
 from models import Ticket
+from tests.helpers.follower import CHANGES, pages
 
 KEPT = "SELECT version FROM ticket_version WHERE ticket_id = {} ORDER BY version"
 
@@ -59,17 +59,12 @@ def test_the_newest_row_of_the_table_stays(moments, manage, kept, sql):
 @pytest.fixture
 def follow(client):
     """Return a function that answers the ids of what is new since its last call."""
-    path = "/api/v1/changes"
+    path = CHANGES
 
     def read():
         nonlocal path
-        found = []
-        while True:
-            response = client.get(path)
-            path = re.match("<(.+)>", response.headers["Link"])[1]
-            if response.json == []:
-                return found
-            found += [each["id"] for each in response.json]
+        found, path = pages(client, path)
+        return [ticket_id for page in found for ticket_id in page]
 
     return read
 
