@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import logging
 import os
 import shlex
 import signal
@@ -12,6 +13,7 @@ import sys
 import threading
 import weakref
 from contextlib import contextmanager
+from logging.handlers import BufferingHandler
 from pathlib import Path
 
 import pytest
@@ -250,11 +252,19 @@ def accepts(pid):
 
 def exit_line(**environ):
     """Make the application and return what the process would print, having failed."""
-    with pytest.raises(SystemExit) as exited:
-        create_app(environ)
-    close_connections()
+    logged = BufferingHandler(1000)
+    logger = logging.getLogger("ticketsvc")
+    logger.addHandler(logged)
+    try:
+        with pytest.raises(SystemExit) as exited:
+            create_app(environ)
+    finally:
+        logger.removeHandler(logged)
+        close_connections()
+
     assert isinstance(exited.value.code, str)  # Its exit status is then 1.
-    return f"{exited.value.code}\n"
+    lines = [logged.format(record) for record in logged.buffer]
+    return "".join(f"{line}\n" for line in [*lines, exited.value.code])
 
 
 def start_line(first="", **environ):
