@@ -260,7 +260,8 @@ class Checkpointer:
     def add(self, size):
         """Note that the leader has added about `size` bytes to the log."""
         self._added += size
-        # In this order: if the thread has just copied all, it or this sees that.
+        # Added before the comparison: if the thread has just copied everything, either
+        # this sees it, or the thread sees what was added.
         was_empty = self._added - size == self._copied
         if was_empty or self._added - self._copied >= LOG_SIZE:
             self._wakeup.set()
@@ -473,7 +474,7 @@ class SqliteBackend:
         except TimeoutError:
             if write.outcome.cancel():
                 raise OperationalError(f"database is locked, for {timeout} s") from None
-        # A leader has claimed it at this moment, to commit or to promote it.
+        # A leader has claimed it at this moment, to commit it or to promote its thread.
         return write.outcome.result()
 
     def _lead(self, own):
@@ -615,7 +616,7 @@ class SqliteBackend:
                 replace()
                 execute("COMMIT")
             except BaseException:
-                # Closing does not end a transaction of which a cursor is still in use.
+                # Closing does not end a transaction while one of its cursors is in use.
                 self.database.connection().rollback()
                 raise
 
@@ -977,7 +978,7 @@ class PostgresqlBackend:
     A request has one deadline, for its connection and for its statement.
     """
 
-    strict_tables = False  # PostgreSQL checks types without this word of SQLite's.
+    strict_tables = False  # STRICT is SQLite's; PostgreSQL always checks types.
     # What manage.py says in place of a backup and of a restore.
     backup_advice = (
         "PostgreSQL is backed up with pg_dump: "

@@ -91,7 +91,7 @@ threads = 64
 keepalive = 5  # seconds
 
 # A connection needs one descriptor, and the database connection of a thread up to four.
-# A limit without end is lowered: macOS refuses to set it.
+# An unlimited number is lowered, because macOS refuses to set it.
 _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
 descriptors = min(hard_limit, 10240)
 resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, hard_limit))
@@ -344,8 +344,11 @@ def log_field(text, longest):
 
 
 @functools.lru_cache(maxsize=256)
-def is_in(address, networks):
-    """Return whether an address is in a tuple of addresses and networks, or of "*"."""
+def is_trusted(address, networks):
+    """Return whether an address is in one of some networks, or these are "*".
+
+    `networks` is a tuple of texts; a single address is a network too.
+    """
     if "*" in networks:
         return True
     found = ipaddress.ip_address(address)
@@ -378,7 +381,7 @@ class logger_class(Logger):
     def remote_address(self, environ):
         """Return the address of the client, which only a trusted proxy may name."""
         address = environ["REMOTE_ADDR"]  # "" on a Unix socket.
-        if address and not is_in(address, tuple(self.cfg.forwarded_allow_ips)):
+        if address and not is_trusted(address, tuple(self.cfg.forwarded_allow_ips)):
             return address
 
         forwarded = environ.get("HTTP_X_FORWARDED_FOR", address)

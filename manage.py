@@ -127,9 +127,9 @@ def naming_the_setting():
 
 
 def portions(model, end):
-    """Yield pairs of ids up to `end`: above the one, up to the other, are PORTION rows.
+    """Yield (after, last) for each portion of the rows with ids up to `end`.
 
-    The last portion may have fewer.
+    A portion is the PORTION rows, or fewer, with ids above `after` and up to `last`.
     """
     after = -ID_MAX
     while True:
@@ -504,9 +504,11 @@ def revert(since, name, dry_run):
 
 def reason_to_leave(row):
     """Return why a ticket that Ticket.find_written() found is left alone, or None."""
+    # There is nothing to undo: the write changed nothing, or an earlier run undid it.
     was_reverted = row["updated_by"] == REVERTER
     if row["is_same"] and (row["is_latest"] or was_reverted):
         return None
+
     if row["previous_id"] is None:
         if row["first_version"] == 1:
             return "it was filed in that time"

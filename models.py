@@ -143,8 +143,8 @@ class Ticket(Model):
         """Yield tickets as dicts.
 
         They come newest first below `before`, or oldest first above `after`. They are
-        read as they are taken, in chunks of at most one more than `limit`: the caller
-        takes one more to know whether more follow.
+        read in chunks, as they are taken: the caller takes `limit` of them, and one
+        more to know whether more follow.
         """
         group = None if status is None else Group(cls.status, status)
         return _walk(cls.select(), cls.id, limit, before, after, group)
@@ -153,7 +153,7 @@ class Ticket(Model):
     def history(cls, ticket, limit, before=None):
         """Yield the versions of a ticket (a dict), newest first, below `before`.
 
-        They are read as they are taken, like the tickets of page().
+        They are read in chunks, as they are taken, like the tickets of page().
         """
         if before is None or ticket["version"] < before:
             yield ticket
@@ -204,7 +204,7 @@ class Ticket(Model):
         query = TicketVersion.select(TicketVersion.id, TicketVersion.ticket_id)
         while version_id < newest.version_id:
             rows = _chunk(query, version_id, newest.version_id, size)
-            # Asked when the rows were read, so that none was pruned in between.
+            # Read after the rows, so that none can be pruned in between unnoticed.
             if version_id < Pruned.last_version_id():
                 ticket_id = 0  # Every ticket is shown again.
             if not rows:
@@ -659,8 +659,8 @@ def _chunk(query, after, last, size):
 def _walk(query, column, limit, before=None, after=None, group=None):
     """Yield all rows in the order of a column: upwards from `after`, else downwards.
 
-    `group` is the Group that they belong to, or None for any. They are read as they are
-    taken, in chunks; the caller means to take `limit` of them, and one more.
+    `group` is the Group that they belong to, or None for any. They are read in chunks,
+    as they are taken: the caller takes `limit` of them, and one more.
     """
     is_ascending = after is not None
     bound = after if is_ascending else before
