@@ -158,7 +158,7 @@ PRAGMAS = {
 # or when it has written nothing for QUIET_TIME.
 LOG_SIZE = 4 * 1024 * 1024
 QUIET_TIME = 1  # seconds
-COMMIT_SIZE = 12 * 1024  # bytes: pages that the writes of a commit share
+COMMIT_SIZE = 8 * 1024  # bytes: pages that the writes of a commit share
 ROW_SIZE = 4 * 1024  # bytes: the page of a write's own row
 CHECKPOINT_POLL = 0.001  # seconds between two attempts to take the write lock
 PROGRESS_STEPS = 100_000  # SQLite instructions between two reports of progress
