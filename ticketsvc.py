@@ -142,9 +142,11 @@ def array_response(parts, link=None):
     return response
 
 
-def read_body():
-    """Return the bytes of the body, or abort with 413, 408 or 400."""
-    length = request.content_length or 0
+def read_body(length):
+    """Return the bytes of the body, or abort with 413, 408 or 400.
+
+    `length` is its Content-Length, 0 without the header.
+    """
     if length > MAX_BODY:
         abort(413)
     try:
@@ -197,8 +199,8 @@ def parse_json(data):
 
 def load_body():
     """Return the JSON object in the body, {} without a body, or abort."""
-    data = read_body()
     length = request.content_length or 0
+    data = read_body(length)
     if not data and length == 0:
         return {}
     check_content_encoding()
