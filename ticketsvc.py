@@ -263,6 +263,14 @@ def load_idempotency_key():
 
 
 @bp.before_app_request
+def begin_request():
+    """Give a request its id, and refuse it before any other check if it must be."""
+    identify_request()
+    if request.path not in OPEN_PATHS:
+        require_trusted_host()
+        require_token()
+
+
 def identify_request():
     """Take the caller's X-Request-ID over if it is valid, else make one."""
     given = request.headers.get("X-Request-ID", "")
@@ -270,7 +278,6 @@ def identify_request():
     g.caller = None
 
 
-@bp.before_app_request
 def require_trusted_host():
     """Refuse a request for this host by a name that is not its own.
 
@@ -279,8 +286,7 @@ def require_trusted_host():
     """
     config = current_app.config
     trusted_hosts = config["HOSTS"]
-    is_open = bool(config["TOKENS"]) and trusted_hosts is None
-    if is_open or request.path in OPEN_PATHS:
+    if config["TOKENS"] and trusted_hosts is None:
         return
 
     host = host_without_port(request.environ.get("HTTP_HOST", ""))
@@ -316,11 +322,10 @@ def is_loopback(host):
         return False
 
 
-@bp.before_app_request
 def require_token():
-    """Refuse a request without one of the tokens (RFC 6750), before any other check."""
+    """Refuse a request without one of the tokens (RFC 6750)."""
     tokens = current_app.config["TOKENS"]
-    if not tokens or request.path in OPEN_PATHS:
+    if not tokens:
         return
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not given.strip():
