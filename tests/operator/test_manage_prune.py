@@ -46,6 +46,17 @@ def test_the_first_and_the_newest_row_stay(moments, manage, kept):
     assert kept(2) == [1]
 
 
+def test_the_first_version_of_a_returned_ticket_stays(app, manage, kept, sql):
+    """M5: the marks of its deletion and of its return are no versions."""
+    Ticket.add({"user_description": "x"})
+    sql("DELETE FROM ticket WHERE id = 1")
+    sql("INSERT INTO ticket (id, user_description, status) VALUES (1, 'x', 'closed')")
+    for number in range(3):
+        Ticket.patch(1, {"category": f"n {number}"})
+    manage("prune", "--before", "9999-12-31")
+    assert kept(1) == [0, 0, 1, 3]
+
+
 def test_the_newest_row_of_the_table_stays(moments, manage, kept, sql):
     """M5."""
     Ticket.patch(1, {"category": "again"})
