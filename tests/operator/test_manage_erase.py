@@ -1,11 +1,13 @@
 """manage.py erase: M4."""
 
 import sqlite3
+import threading
 from contextlib import closing
 
 import pytest
 
 from tests.helpers.contract import TICKETS
+from tests.helpers.databases import connect
 
 SECRET = "Geheimnis"
 LATER = "Nachtrag"
@@ -166,3 +168,29 @@ def test_on_postgresql_the_line_says_what_remains(customer, manage):
         "Erased 1 ticket with all versions; backups, replicas, the server's log and "
         "unused space of its pages still hold them\n"
     )
+
+
+@pytest.fixture
+def short_timeouts(sql):
+    """Timeouts of the PostgreSQL database that end every wait at once."""
+    (found,) = sql("SELECT current_database() AS name")
+    sql(f"ALTER DATABASE {found['name']} SET lock_timeout = '50ms'")
+    yield
+    sql(f"ALTER DATABASE {found['name']} RESET lock_timeout")
+
+
+@pytest.mark.database("postgresql")
+def test_a_vacuum_of_another_session_is_waited_for(
+    customer, short_timeouts, manage, database_url
+):
+    """M4: whatever the timeouts of the database are."""
+    with closing(connect(database_url)) as other:
+        connection = other.connection()
+        connection.execute("BEGIN; LOCK TABLE ticket IN SHARE UPDATE EXCLUSIVE MODE")
+        released = threading.Timer(1, connection.rollback)
+        released.start()
+        try:
+            assert manage("erase", customer).startswith("Erased 1 ticket ")
+        finally:
+            released.cancel()
+            released.join()
