@@ -107,6 +107,24 @@ def test_a_failed_attempt_is_told_and_loses_no_room():
         pass
 
 
+def test_a_wait_that_is_over_tells_why_no_session_was_added():
+    sessions = [FakeSession()]
+
+    def make():
+        if not sessions:
+            raise OSError("too many\n  clients")
+        return sessions.pop()
+
+    pool = Pool(2, make)
+    sentence = "no connection was free in time, and a new one failed: too many clients"
+    with (
+        pool.session(later()),
+        pytest.raises(OperationalError, match=sentence),
+        pool.session(soon()),
+    ):
+        pass
+
+
 def test_a_thread_that_cannot_be_started_loses_no_room(monkeypatch):
     def fail(thread):
         raise RuntimeError("can't start new thread")
