@@ -35,10 +35,17 @@ def bring_up_to_date(models, triggers):
     a row breaks a rule of its model, or if a table has a column that its model lacks.
     Indexes and triggers that the operator added are kept.
     """
-    if is_sqlite():
-        _upgrade_sqlite(models, triggers)
-    else:
-        _upgrade_postgresql(models, triggers)
+    try:
+        if is_sqlite():
+            _upgrade_sqlite(models, triggers)
+        else:
+            # Without a savepoint, PostgreSQL runs no statement after a failure.
+            with database.atomic():
+                _upgrade_postgresql(models, triggers)
+    except peewee.IntegrityError:
+        for model in models:
+            check_rows(model)
+        raise
 
 
 def _execute(sql, params=()):
@@ -65,19 +72,26 @@ def check_columns(model, schema=None):
 
 
 def check_rows(model, schema=None):
-    """Raise ValueError, naming a row, if one breaks a rule of its model.
+    """Raise ValueError, naming a row, if one breaks a rule of a field of its model.
 
-    `schema` is that of an attached database of SQLite.
+    A rule is NOT NULL, UNIQUE or a CHECK. `schema` is that of an attached database of
+    SQLite.
     """
     table = model._meta.table_name
     present = {column.name for column in database.get_columns(table, schema)}
     source = f"{schema}.{table}" if schema else table
     for field in model._meta.sorted_fields:
-        if field.column_name not in present:
+        name = field.column_name
+        if name not in present:
             continue
         conditions = {}
         if not field.null:
-            conditions[f"{field.column_name} NOT NULL"] = f"{field.column_name} IS NULL"
+            conditions[f"{name} NOT NULL"] = f"{name} IS NULL"
+        if field.unique:
+            repeated = (
+                f"SELECT {name} FROM {source} GROUP BY {name} HAVING count(*) > 1"
+            )
+            conditions[f"{name} UNIQUE"] = f"{name} IN ({repeated})"
         for constraint in field.constraints or ():
             rule = getattr(constraint, "sql", "")
             if rule.startswith("CHECK "):
@@ -156,11 +170,7 @@ def _remake_table(model, definition):
     sequence = _execute("SELECT name, seq FROM sqlite_sequence WHERE name = ?", [table])
 
     _run(definition.replace(f'"{table}"', f'"{table}_new"', 1))
-    try:
-        _run(f"INSERT INTO {table}_new ({columns}) SELECT {columns} FROM {table}")
-    except peewee.IntegrityError:
-        check_rows(model)
-        raise
+    _run(f"INSERT INTO {table}_new ({columns}) SELECT {columns} FROM {table}")
     # Without legacy_alter_table, RENAME fails if a view names the table, which is gone
     # at that moment.
     _run("PRAGMA legacy_alter_table = ON")
@@ -313,13 +323,8 @@ def _alter_table(model, wanted):
     check_columns(model)
     found = _postgresql_definition(table)
 
-    try:
-        with database.atomic():
-            for action in _alterations(found, wanted):
-                _run(f"ALTER TABLE {table} {action}")
-    except peewee.IntegrityError:
-        check_rows(model)
-        raise
+    for action in _alterations(found, wanted):
+        _run(f"ALTER TABLE {table} {action}")
 
     # Even if the index exists, CREATE INDEX IF NOT EXISTS waits until no other
     # transaction writes to the table.

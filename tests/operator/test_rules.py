@@ -114,6 +114,20 @@ def test_name_a_row_without_a_value_that_is_needed_now(database_url, sql, monkey
     close_connections()
 
 
+def test_name_a_row_that_is_not_unique_now(database_url, sql, shape, monkeypatch):
+    """D1: UNIQUE is a rule too."""
+    start(database_url)
+    file_tickets(sql)
+    sql("UPDATE ticket SET category = 'same'")
+    before = shape()
+    monkeypatch.setattr(models.Ticket._meta.fields["category"], "unique", True)
+    line = "row [12] of the table ticket breaks category UNIQUE$"
+    with pytest.raises(SystemExit, match=line):
+        create_app({"DATABASE_URL": database_url})
+    close_connections()
+    assert shape() == before
+
+
 def test_refuse_a_column_that_this_version_does_not_know(database_url, sql, shape):
     """D1: a newer version made it, and dropping it would lose what it holds."""
     start(database_url)
