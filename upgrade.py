@@ -110,36 +110,33 @@ def check_rows(model, schema=None):
 
 def _upgrade_sqlite(models, triggers):
     wanted = _new_sqlite_definitions(models, triggers)
+    found = _sqlite_definitions(database)
 
     for model in models:
-        table = model._meta.table_name
-        found = _sqlite_definitions(database)
+        table = ("table", model._meta.table_name)
         if table not in found:
-            _run(wanted[table].sql)
+            _run(wanted[table])
         elif found[table] != wanted[table]:
-            _remake_table(model, wanted[table].sql)
+            _remake_table(model, wanted[table])
 
     found = _sqlite_definitions(database)
-    for name, definition in wanted.items():
-        if definition.kind == "table" or found.get(name) == definition:
+    for (kind, name), sql in wanted.items():
+        if kind == "table" or found.get((kind, name)) == sql:
             continue
-        if name in found:
-            _run(f"DROP {definition.kind} {name}")
-        _run(definition.sql)
-
-
-@dataclass
-class _SqliteDefinition:
-    kind: str  # table, index or trigger
-    sql: str
+        if (kind, name) in found:
+            _run(f"DROP {kind} {name}")
+        _run(sql)
 
 
 def _sqlite_definitions(source):
-    """Return the definitions in a Peewee database by their names."""
+    """Return the SQL that made what is in a Peewee database, by kind and name.
+
+    The kind is table, index, trigger or view. A table and a trigger may share a name.
+    """
     rows = source.execute_sql(
-        "SELECT name, type, sql FROM sqlite_master WHERE sql IS NOT NULL"
+        "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL"
     )
-    return {name: _SqliteDefinition(kind, sql) for name, kind, sql in rows.fetchall()}
+    return {(kind, name): sql for kind, name, sql in rows.fetchall()}
 
 
 def _new_sqlite_definitions(models, triggers):
@@ -152,7 +149,8 @@ def _new_sqlite_definitions(models, triggers):
                 new.execute_sql(trigger.sqlite)
         definitions = _sqlite_definitions(new)
 
-    definitions.pop("sqlite_sequence", None)  # SQLite makes it by itself.
+    # SQLite makes it by itself.
+    definitions.pop(("table", "sqlite_sequence"), None)
     return definitions
 
 
