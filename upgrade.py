@@ -278,14 +278,20 @@ def _without_sequence(default):
 
 
 def _without_schema(definitions):
-    return {name: re.sub(r" ON \S+\.", " ON ", sql) for name, sql in definitions}
+    """Return definitions (pairs of name and SQL) without the schema of the table."""
+    schema = r'(?:"[^"]*"|\w+)\.'
+    return {name: re.sub(f" ON {schema}", " ON ", sql) for name, sql in definitions}
 
 
 def _new_postgresql_definitions(models, triggers):
     """Return the definitions that new tables have, by their names.
 
-    Temporary tables hide the real ones of the same names until they are dropped.
+    Temporary tables hide the real ones of the same names until they are dropped: their
+    schema is the first one meanwhile, wherever the operator's search_path has it.
     """
+    [(path,)] = _execute("SHOW search_path")
+    set_path = "SELECT set_config('search_path', %s, true)"
+    _execute(set_path, [f"pg_temp, {path}" if path else "pg_temp"])
     for model in models:
         model.create_table(safe=False, temporary=True)
     for trigger in triggers:
@@ -296,6 +302,7 @@ def _new_postgresql_definitions(models, triggers):
     }
     for table in tables:
         _run(f"DROP TABLE pg_temp.{table}")
+    _execute(set_path, [path])
     return definitions
 
 
@@ -304,7 +311,8 @@ def _make_function(trigger):
     found = _execute(
         """
         SELECT prosrc FROM pg_proc
-        WHERE proname = %s AND pronamespace = current_schema()::regnamespace
+        WHERE proname = %s
+            AND pronamespace = quote_ident(current_schema())::regnamespace
         """,
         [trigger.name],
     )
