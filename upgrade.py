@@ -198,6 +198,7 @@ def _upgrade_postgresql(models, triggers):
         if not database.table_exists(table):
             model.create_table(safe=False)
         _alter_table(model, wanted[table])
+        _raise_sequence(table)
 
     for trigger in triggers:
         found = _postgresql_definition(trigger.table).triggers
@@ -338,6 +339,24 @@ def _alter_table(model, wanted):
         if found.indexes.get(name) != definition:
             _run(f"DROP INDEX IF EXISTS {name}")
             _run(definition)
+
+
+def _raise_sequence(table):
+    """Let the ids that are drawn next be above all that are there.
+
+    One that was inserted by hand may be above those that were drawn, and followers
+    would pass the next ones.
+    """
+    _execute(
+        f"""
+        SELECT setval(pg_get_serial_sequence(%s, 'id'), max(id))
+        FROM {table}
+        HAVING max(id) > coalesce(
+            pg_sequence_last_value(pg_get_serial_sequence(%s, 'id')::regclass), 0
+        )
+        """,
+        [table, table],
+    )
 
 
 def _alterations(found, wanted):

@@ -6,12 +6,18 @@ import json
 import random
 import time
 from collections import Counter
+from contextlib import closing
 from itertools import count
 
 import pytest
 
 from tests.helpers.contract import TICKETS, assert_version, entity_tag
-from tests.helpers.databases import close_connections, drop_tables
+from tests.helpers.databases import (
+    close_connections,
+    connect,
+    drop_tables,
+    execute,
+)
 from tests.helpers.processes import needs_strace, strace
 from tests.helpers.timing import together, wait_for
 from ticketsvc import create_app
@@ -101,6 +107,11 @@ IDENTITY = {
         "WHERE attrelid IN ('ticket'::regclass, 'ticket_version'::regclass)",
     ],
 }
+MADE_ANEW = [
+    "SELECT oid, xmin::text AS made FROM pg_trigger WHERE NOT tgisinternal",
+    "SELECT oid, xmin::text AS made FROM pg_proc WHERE starts_with(proname, 'ticket')",
+    "SELECT oid, relfilenode FROM pg_class WHERE starts_with(relname, 'ticket')",
+]
 ROWS = ["SELECT * FROM ticket", "SELECT * FROM ticket_version"]
 
 
@@ -244,6 +255,45 @@ def test_ids_go_on_where_the_older_version_stopped(client):
         client.post(TICKETS, json={"user_description": "x"}).json for _ in range(2)
     ]
     assert [ticket["id"] for ticket in posted] == [6, 7]
+
+
+def test_ids_go_on_above_one_that_was_inserted_by_hand(database_url, sql):
+    """F3: a follower that has seen it would pass the ids below it."""
+    sql("INSERT INTO ticket (id, user_description, status) VALUES (90, 'x', 'closed')")
+    start(database_url)
+    sql("INSERT INTO ticket (user_description, status) VALUES ('x', 'closed')")
+    assert sql("SELECT max(id) AS greatest FROM ticket") == [{"greatest": 91}]
+
+
+@pytest.mark.database("postgresql")
+@pytest.mark.parametrize("path", ["public, pg_temp", '"my app"'])
+def test_a_start_finds_its_tables_in_any_schema(database_url, sql, path):
+    """D1: wherever the search_path of the database has it."""
+    [found] = sql("SELECT current_database() AS name")
+    sql('CREATE SCHEMA "my app"')
+    sql(f"ALTER DATABASE {found['name']} SET search_path = {path}")
+    try:
+        start(database_url)
+        with closing(connect(database_url)) as other:
+            before = [execute(other, query) for query in MADE_ANEW]
+        start(database_url)
+        with closing(connect(database_url)) as other:
+            assert [execute(other, query) for query in MADE_ANEW] == before
+    finally:
+        sql(f"ALTER DATABASE {found['name']} RESET search_path")
+        sql('DROP SCHEMA "my app" CASCADE')
+
+
+@pytest.mark.database("sqlite")
+def test_a_table_may_have_the_name_of_a_trigger(database_url, sql, look):
+    """D1: for example an archive of the operator's."""
+    sql("CREATE TABLE ticket_deleted (id INTEGER)")
+    start(database_url)
+    before = look(IDENTITY)
+    start(database_url)
+    assert look(IDENTITY) == before
+    assert "CREATE TABLE ticket_deleted" in str(before)
+    assert "CREATE TRIGGER ticket_deleted" in str(before)
 
 
 class TestNames:
