@@ -509,10 +509,14 @@ END
 """,
 )
 # A follower may have passed an id that is inserted by hand: that of a deleted ticket,
-# or one below the greatest. Only a new row of this table tells so. On PostgreSQL, ids
-# below the greatest are nothing special, and one above those that were drawn has to
-# move the sequence, or followers would pass the ids that are drawn next.
-_SEQUENCE = "pg_get_serial_sequence(TG_RELID::regclass::text, 'id')::regclass"
+# or one below the greatest. Only a new row of this table tells so. On PostgreSQL, an id
+# that was drawn may be below the greatest too, but is above all that were drawn before
+# the statement; and an id that was not drawn moves the sequence if it is above them, or
+# followers would pass the ids that are drawn next.
+_LAST_DRAWN_ID = (
+    "coalesce(pg_sequence_last_value("
+    "pg_get_serial_sequence(TG_RELID::regclass::text, 'id')::regclass), 0)"
+)
 _WAS_THERE = "EXISTS (SELECT 1 FROM ticket_version WHERE ticket_id = NEW.id)"
 MARK_RETURN = Trigger(
     name="ticket_returned",
@@ -529,19 +533,22 @@ CREATE TRIGGER ticket_returned
 AFTER INSERT ON ticket
 FOR EACH ROW EXECUTE FUNCTION ticket_returned()""",
     function=f"""
+DECLARE
+    drawn_before bigint := current_setting('ticketsvc.drawn_before');
 BEGIN
-    IF {_WAS_THERE} THEN
+    IF {_WAS_THERE} OR NEW.id <= drawn_before THEN
         {_MARK_RETURN.strip().format(now=NOW.postgresql)}
     END IF;
-    IF NEW.id > coalesce(pg_sequence_last_value({_SEQUENCE}), 0) THEN
-        PERFORM setval({_SEQUENCE}, NEW.id);
+    IF NEW.id > {_LAST_DRAWN_ID} THEN
+        PERFORM setval(pg_get_serial_sequence(TG_RELID::regclass::text, 'id'), NEW.id);
     END IF;
     RETURN NULL;
 END
 """,
 )
 # Ids are not committed in the order in which PostgreSQL gives them out. A statement
-# takes this lock before it draws one; see PostgresqlBackend.read_settled().
+# takes this lock before it draws one; see PostgresqlBackend.read_settled(). It also
+# notes for MARK_RETURN, until its transaction ends, which ids were drawn before.
 SHOW_WRITING = Trigger(
     name="ticket_writing",
     table="ticket",
@@ -553,6 +560,9 @@ FOR EACH STATEMENT EXECUTE FUNCTION ticket_writing()""",
     function=f"""
 BEGIN
     PERFORM pg_advisory_xact_lock_shared({WRITING_LOCK});
+    IF TG_OP = 'INSERT' THEN
+        PERFORM set_config('ticketsvc.drawn_before', {_LAST_DRAWN_ID}::text, true);
+    END IF;
     RETURN NULL;
 END
 """,

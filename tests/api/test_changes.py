@@ -192,7 +192,6 @@ def test_a_ticket_inserted_far_above_the_others_hides_none(add, following, sql):
     assert [each["id"] for each in following()] == [91, 92]
 
 
-@once
 def test_a_ticket_inserted_below_the_cursor_is_named(client, add, following, sql):
     """F3: by hand, with an id that was left out before."""
     insert = (
@@ -202,6 +201,15 @@ def test_a_ticket_inserted_below_the_cursor_is_named(client, add, following, sql
     following()
     sql(insert.format(50))
     assert [each["id"] for each in following()] == [50]
+
+
+def test_tickets_that_are_filed_at_once_leave_no_mark(app, sql):
+    """F3: an id that was drawn is told apart from one that was chosen."""
+    insert = "INSERT INTO ticket (user_description, status) VALUES {}"
+    for _ in range(2):
+        sql(insert.format("('x', 'closed'), ('y', 'closed'), ('z', 'closed')"))
+    assert len(sql("SELECT id FROM ticket")) == 6
+    assert sql("SELECT id FROM ticket_version") == []
 
 
 def test_a_change_by_hand_is_named(client, ticket, following, sql):
