@@ -313,9 +313,20 @@ class Ticket(Model):
 
     @classmethod
     def erase(cls, ticket_ids):
-        """Delete tickets with their versions; return the ids of those found."""
+        """Delete tickets with their versions; return the ids of those found.
+
+        A trigger deletes the versions. Those of a ticket that was deleted by hand while
+        an older version of the service had no such trigger are deleted here.
+        """
         query = cls.delete().where(cls.id.in_(ticket_ids)).returning(cls.id)
-        return [row["id"] for row in backend.write(*query.sql())]
+        erased = [row["id"] for row in backend.write(*query.sql())]
+        left = TicketVersion.delete().where(
+            TicketVersion.ticket_id.in_(ticket_ids),
+            TicketVersion.version > 0,
+            ~fn.EXISTS(cls.select(SQL("1")).where(cls.id == TicketVersion.ticket_id)),
+        )
+        backend.write(*left.returning(TicketVersion.id).sql())
+        return erased
 
     @classmethod
     def find_unknown(cls, ticket_ids):

@@ -112,6 +112,18 @@ def test_what_was_deleted_by_hand_can_be_erased(
     assert SECRET.encode() not in file_text(tmp_path)
 
 
+def test_what_an_older_version_left_of_a_deleted_ticket_is_erased(
+    customer, manage, sql, on_sqlite
+):
+    """M4: it had no trigger that deletes the versions."""
+    sql(f"DROP TRIGGER ticket_deleted {'' if on_sqlite else 'ON ticket'}")
+    sql("DELETE FROM ticket WHERE id = 1")
+    left = "SELECT id FROM ticket_version WHERE ticket_id = 1"
+    assert sql(left) != []
+    assert manage("erase", 1).startswith("Erased 0 tickets ")
+    assert sql(left) == []
+
+
 @pytest.mark.database("sqlite")
 def test_a_file_behind_a_symbolic_link_is_erased(customer, manage, tmp_path):
     """M4: its log is beside the file, not beside the link."""
