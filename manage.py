@@ -47,6 +47,9 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except (*DATABASE_ERRORS, OSError, ValueError) as error:
             raise click.ClickException(one_line(error)) from error
+        finally:
+            if backend.obj is not None:
+                backend.close()
 
 
 class Time(click.DateTime):

@@ -3,6 +3,8 @@
 import pytest
 
 from manage import counted
+from tests.helpers.contract import TICKETS
+from tests.helpers.databases import close_connections
 
 TIME = "2026-11-24"
 COMMANDS = [
@@ -95,6 +97,19 @@ def test_a_restore_of_postgresql_names_its_tool(app, manage, tmp_path):
     error = manage("restore", tmp_path / "x", status=1)
     assert error.count("\n") == 1
     assert "psql" in error
+
+
+@pytest.mark.database("sqlite")
+def test_a_command_closes_the_database(client, start_manage, tmp_path):
+    """What it wrote is in the file, not in a log beside it."""
+    client.post(TICKETS, json={"user_description": "x"})
+    for category in ("a", "b", "c"):
+        client.patch(f"{TICKETS}/1", json={"category": category})
+    close_connections()
+    output, _ = start_manage("prune", "--before", "9999-12-31").communicate(timeout=60)
+    assert output.startswith("Deleted 1 version ")
+    names = sorted(path.name for path in tmp_path.glob("tickets.db*"))
+    assert names == ["tickets.db"]
 
 
 @pytest.mark.database("sqlite")
