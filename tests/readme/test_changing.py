@@ -42,17 +42,29 @@ def copy(tmp_path):
     return folder
 
 
-def add_field(copy):
+def column_with_default():
+    """Return the column that the README gives for a field that is never null."""
+    readme = (ROOT / "README.md").read_text("utf-8")
+    section = readme.partition("\n### Adding a field\n")[2].partition("\n##")[0]
+    return re.search(r"(?ms)^```python\n(.*?)^```$", section)[1]
+
+
+def add_field(copy, is_never_null=False):
     """Add each step's line after the last field of the classes that the step names."""
     for text, code in steps("Adding a field"):
         file_name, *classes = names_in(text)
+        if is_never_null and file_name == "models.py":
+            code = column_with_default()
+        elif is_never_null:
+            code = code.replace(", allow_none=True", "")
         path = copy / file_name
         source = path.read_text("utf-8")
         for name in classes:
             head, body = source.split(f"\nclass {name}(", 1)
             body, rest = re.split(r"(?=\n\n\n)", body, maxsplit=1)
             last = list(re.finditer(FIELD, body))[-1].end()
-            body = f"{body[:last]}\n    {code.strip()}{body[last:]}"
+            field = textwrap.indent(code.strip(), "    ")
+            body = f"{body[:last]}\n{field}{body[last:]}"
             source = f"{head}\nclass {name}({body}{rest}"
         path.write_text(source, "utf-8")
 
@@ -94,6 +106,19 @@ def test_a_field_that_was_added_is_written_with_its_history(
     assert list(refused.json["fields"]) == ["priority"]
     history = server.request("GET", f"{TICKETS}/{ticket_id}/history").json
     assert [each["priority"] for each in history] == ["high", "low"]
+
+
+def test_a_field_that_is_never_null_has_its_default(make_server, copy, old_database):
+    """D1, D2."""
+    add_field(copy, is_never_null=True)
+    server = make_server(SERVICE, copy).start()
+    ticket_id = server.post().json["id"]
+    assert server.get(ticket_id).json["priority"] == "low"
+    assert server.patch(ticket_id, {"priority": "high"}).json["priority"] == "high"
+    assert server.patch(ticket_id, {"priority": None}).status == 400
+    assert server.post({"user_description": "x", "priority": None}).status == 400
+    if old_database != "new":
+        assert server.get(1).json["priority"] == "low"
 
 
 def test_a_limit_that_was_widened_holds_on_an_old_database(
