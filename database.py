@@ -149,7 +149,7 @@ PRAGMAS = {
     "synchronous": "full",
     # KiB of page cache for a connection; the operating system caches the file too.
     "cache_size": -256,
-    # Only Checkpointer copies the log into the database.
+    # While there are connections, only Checkpointer copies the log into the database.
     "wal_autocheckpoint": 0,
     # Bytes that the log keeps when it begins anew, after a long reader let it grow.
     "journal_size_limit": 16 * 1024 * 1024,
@@ -374,7 +374,7 @@ class SqliteBackend:
         self._idle_readers = deque()
 
         self._writer = self._make_database(timeout=0)
-        # Guards _has_leader, and that no write begins to wait while there is no leader.
+        # Held to change _has_leader, and to add to _waiting if there is a leader.
         self._lock = threading.Lock()
         self._has_leader = False
         self._waiting = deque()  # Only the leader takes writes out of it.
@@ -641,9 +641,10 @@ class SqliteBackend:
     def empty_log(self, seconds):
         """Leave nothing in the log that was in it before; return whether it is so.
 
-        Beside an empty transaction of this process, no checkpoint meets a commit
-        (sqlite.org/wal.html, "the WAL-reset bug"). The next write then begins the log
-        anew and, with this journal_size_limit, cuts the rest of it off.
+        First the log is copied, beside an empty transaction of this process, so that no
+        checkpoint meets a commit (sqlite.org/wal.html, "the WAL-reset bug"). Then a
+        write of its own begins the log anew, and cuts the rest of it off because its
+        journal_size_limit is 0.
         """
         self._checkpointer.close()  # Its thread would use the same connections.
         deadline = time.monotonic() + seconds
@@ -751,6 +752,7 @@ class Session:
     def read(self, sql, params):
         """Return the rows of a SELECT, in a transaction of its own."""
         self._cursor.execute(f"{BEGIN}{sql}; COMMIT", params)
+        # The last result is that of COMMIT, the one before it that of the SELECT.
         return self._cursor.set_result(-2).fetchall()
 
     def begin(self, sql, params):
@@ -828,7 +830,7 @@ class Pool:
         self._open = set()  # sessions, idle or in use
         self._connecting = 0  # threads that make a session
         self._waiting = 0  # threads that wait for a session
-        self._failures = 0  # attempts to make one, of this pool
+        self._failures = 0  # attempts that have failed so far
         self._last_failure = None  # an exception; None after a success
         self._retry_at = 0.0  # No attempt begins before this time.
 
@@ -955,6 +957,8 @@ class Pool:
         self._changed.notify_all()
 
 
+# A start holds this advisory lock while it brings the database up to date.
+START_LOCK = 8237
 # A transaction that writes to a table of the service holds this advisory lock, shared,
 # from before it draws any id until it has ended.
 WRITING_LOCK = 8238
@@ -1021,11 +1025,11 @@ class PostgresqlBackend:
             if execute("SHOW server_encoding").fetchone() != ("UTF8",):
                 raise ValueError("its encoding must be UTF8")
 
-            # CREATE … IF NOT EXISTS fails while another service commits the same, and
-            # an index of a large table takes time: wait for both. But other sessions
-            # queue behind an ALTER TABLE that waits.
+            # Another start may be making the same tables, and an index of a large table
+            # takes time: wait for both. For a table wait no longer than a second, since
+            # other sessions queue behind an ALTER TABLE that waits.
             execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
-            execute("SELECT pg_advisory_xact_lock(8237)")
+            execute(f"SELECT pg_advisory_xact_lock({START_LOCK})")
             execute("SET LOCAL lock_timeout = '1s'")
             upgrade()
         return False
@@ -1042,7 +1046,7 @@ class PostgresqlBackend:
         """Let the server reuse the space of deleted rows; return what has copies."""
         with self.database.connection_context():
             execute = self.database.execute_sql
-            # VACUUM cannot run in a transaction, which would end these settings.
+            # VACUUM cannot run in a transaction, so that SET LOCAL is of no use.
             execute("SET statement_timeout = 0; SET lock_timeout = 0")
             try:
                 execute(f"VACUUM {', '.join(tables)}")
@@ -1051,7 +1055,7 @@ class PostgresqlBackend:
         return "backups, replicas, the server's log and unused space of its pages"
 
     def close(self):
-        """Close the connections of this process."""
+        """Close the connections of this process. A later statement opens new ones."""
         self.database.close()
         self._pool.close()
         self._pool = self._make_pool()

@@ -91,7 +91,7 @@ threads = 64
 keepalive = 5  # seconds
 
 # A connection needs one descriptor, and the database connection of a thread up to four.
-# An unlimited number is lowered, because macOS refuses to set it.
+# More than 10,240 are of no use, and macOS refuses to set an unlimited number.
 _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
 descriptors = min(hard_limit, 10240)
 resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, hard_limit))
