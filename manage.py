@@ -113,7 +113,7 @@ def bring_selected_up_to_date():
         return models.prepare_selected()
 
 
-def open_existing_database():
+def bring_existing_up_to_date():
     """Bring the database up to date; raise ValueError if there is none."""
     select_from_settings()
     require_database()
@@ -354,8 +354,10 @@ def restore_backup(path, progress):
 def _replace_rows(progress):
     """Replace all rows by those of the attached database, and return their numbers."""
     run = database.execute_sql
-    old_id = max(_given_ids("main", "ticket_version"))
-    ticket_ids = _given_ids("main", "ticket") + _given_ids("backup", "ticket")
+    old_id = _last_given_id("main", "ticket_version")
+    ticket_id = max(
+        _last_given_id("main", "ticket"), _last_given_id("backup", "ticket")
+    )
     counts = {
         model._meta.table_name: _count_backup(model)
         for model in (Ticket, TicketVersion)
@@ -394,13 +396,13 @@ def _replace_rows(progress):
     """
     run(mark)
     run("DELETE FROM sqlite_sequence WHERE name = 'ticket'")
-    run("INSERT INTO sqlite_sequence VALUES ('ticket', ?)", [max(ticket_ids)])
+    run("INSERT INTO sqlite_sequence VALUES ('ticket', ?)", [ticket_id])
     bring_up_to_date(MODELS, TRIGGERS)
     return counts
 
 
-def _given_ids(schema, table):
-    """Return a list with the greatest id that a table of SQLite has given out."""
+def _last_given_id(schema, table):
+    """Return the greatest id that a table of SQLite has given out, or 0."""
     run = database.execute_sql
     tables = database.get_tables(schema)
     ids = [0]
@@ -409,7 +411,7 @@ def _given_ids(schema, table):
     if "sqlite_sequence" in tables:
         sequence = f"SELECT seq FROM {schema}.sqlite_sequence WHERE name = ?"
         ids += [row[0] for row in run(sequence, [table]).fetchall()]
-    return ids
+    return max(ids)
 
 
 def _count_backup(model):
@@ -471,7 +473,7 @@ def revert(since, name, dry_run):
     was filed in that time, or that somebody else has changed afterwards, is left alone
     and listed. TIME is as in 2026-11-23T12:02:00.120Z, or a date, in UTC.
     """
-    open_existing_database()
+    bring_existing_up_to_date()
     count = 0
     left_alone = {}
     end = last_id(Ticket)
@@ -534,7 +536,7 @@ def erase(ticket_ids):
 
     If one ID is unknown, nothing is deleted. Backups still hold the tickets.
     """
-    open_existing_database()
+    bring_existing_up_to_date()
     unknown = Ticket.find_unknown(ticket_ids)
     if unknown:
         raise ValueError(f"there is no ticket {unknown[0]}; nothing is erased")
@@ -567,7 +569,7 @@ def prune(before):
     The first version of each ticket and the present one are kept. TIME is as in
     2026-11-23T12:02:00.120Z, or a date, in UTC.
     """
-    open_existing_database()
+    bring_existing_up_to_date()
     count = 0
     end = last_id(TicketVersion)
     with progress_bar("Pruning") as progress:

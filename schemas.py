@@ -18,7 +18,7 @@ CURSOR = re.compile("([0-9]{1,19})-([0-9]{1,19})")
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
-def storable(value):
+def check_storable(value):
     """Refuse a string that some database cannot hold, or that says nothing."""
     if UNSTORABLE.search(value):
         raise ValidationError("May not contain NUL or unpaired surrogates.")
@@ -27,7 +27,7 @@ def storable(value):
 
 
 def text(maximum, **options):
-    return fields.String(validate=[Length(1, maximum), storable], **options)
+    return fields.String(validate=[Length(1, maximum), check_storable], **options)
 
 
 class JSONNumber(fields.Float):
@@ -121,8 +121,8 @@ class CursorField(fields.Field):
     """A cursor, as the feed's links have it: two integers with a hyphen."""
 
     def _deserialize(self, value, attr, data, **kwargs):
-        found = isinstance(value, str) and CURSOR.fullmatch(value)
-        if not found:
+        found = CURSOR.fullmatch(value) if isinstance(value, str) else None
+        if found is None:
             raise ValidationError("Not a valid cursor.")
         cursor = Cursor(ticket_id=int(found[1]), version_id=int(found[2]))
         if max(cursor.ticket_id, cursor.version_id) > ID_MAX:

@@ -13,9 +13,9 @@ from schemas import (
     DecimalInteger,
     change_query_schema,
     changed_ticket_schema,
+    check_storable,
     deleted_ticket_schema,
     page_query_schema,
-    storable,
     ticket_patch_schema,
     ticket_query_schema,
     ticket_schema,
@@ -49,7 +49,7 @@ def described(field):
             found |= {"minimum": validator.min, "maximum": validator.max}
         elif isinstance(validator, validate.OneOf):
             found["enum"] = list(validator.choices)
-        elif validator is storable:
+        elif validator is check_storable:
             found["storable"] = True
     if isinstance(field, CursorField):
         found["pattern"] = f"^{CURSOR.pattern.replace('(', '').replace(')', '')}$"
