@@ -30,7 +30,7 @@ ID_MAX = 2**63 - 1
 CHUNK = 50  # rows read at a time: a page of large tickets ends long before its limit
 
 
-def _length(column, maximum):
+def _check_length(column, maximum):
     return Check(f"length({column}) BETWEEN 1 AND {maximum}")
 
 
@@ -47,11 +47,13 @@ class Ticket(Model):
 
     id = peewee.BigAutoField(constraints=[AUTOINCREMENT])
     user_description = TextField(
-        constraints=[_length("user_description", DESCRIPTION_MAX)]
+        constraints=[_check_length("user_description", DESCRIPTION_MAX)]
     )
-    category = TextField(null=True, constraints=[_length("category", CATEGORY_MAX)])
+    category = TextField(
+        null=True, constraints=[_check_length("category", CATEGORY_MAX)]
+    )
     ai_suggested_response = TextField(
-        null=True, constraints=[_length("ai_suggested_response", RESPONSE_MAX)]
+        null=True, constraints=[_check_length("ai_suggested_response", RESPONSE_MAX)]
     )
     confidence_score = peewee.DoubleField(
         null=True, constraints=[Check("confidence_score BETWEEN 0 AND 1")]
@@ -497,7 +499,7 @@ _LEAVE_MARK = f"""
 """
 _MARK_RETURN = f"""
     INSERT INTO ticket_version ({MARK_COLUMNS})
-    VALUES (NEW.id, 0, 'returned', {{now}});
+        VALUES (NEW.id, 0, 'returned', {{now}});
 """
 LEAVE_MARK = Trigger(
     name="ticket_deleted",
@@ -580,7 +582,8 @@ END
 )
 _NOTE_PRUNED = """
     INSERT INTO pruned (id, version_id) VALUES (1, OLD.id)
-    ON CONFLICT (id) DO UPDATE SET version_id = {greatest}(pruned.version_id, OLD.id);
+        ON CONFLICT (id)
+        DO UPDATE SET version_id = {greatest}(pruned.version_id, OLD.id);
 """
 _IS_PRUNED = (
     "OLD.version > 0 AND EXISTS (SELECT 1 FROM ticket WHERE id = OLD.ticket_id)"
@@ -700,10 +703,12 @@ def _walk(query, column, limit, before=None, after=None, group=None):
 def _patch_sql(database, columns, match_count, none_match_count):
     """Return the text of the UPDATE for a PATCH of these columns in this database.
 
-    It is cached, because Peewee takes longer to build it than SQLite to run it. The
-    values that Peewee is given here are placeholders: Ticket.patch() passes the real
-    ones in the same order, which is the columns in the order of the model, the id, the
-    tags to match, those not to match.
+    It is cached, because Peewee takes longer to build it than SQLite to run it; the
+    database is only a part of the key, since the text depends on its kind.
+
+    The values that Peewee is given here are placeholders: Ticket.patch() passes the
+    real ones in the same order, which is the columns in the order of the model, the id,
+    the tags to match, those not to match.
     """
     assignments = dict.fromkeys(columns, "")
     condition = Ticket.id == 0
