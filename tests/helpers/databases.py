@@ -9,8 +9,14 @@ from peewee import PostgresqlDatabase, SqliteDatabase
 from playhouse import db_url
 
 from database import backend
+from ticketsvc import create_app
 
 POSTGRESQL = os.environ.get("TICKETSVC_TEST_POSTGRESQL")
+# In pg_stat_activity: the other sessions in this database, and those that wait.
+OTHERS = "datname = current_database() AND pid <> pg_backend_pid()"
+WAITING = (
+    f"SELECT pid FROM pg_stat_activity WHERE {OTHERS} AND wait_event_type = 'Lock'"
+)
 
 
 def connect(url):
@@ -57,6 +63,12 @@ def close_connections():
     """Close every connection of the application in this process."""
     if backend.obj is not None:
         backend.close()
+
+
+def start(url):
+    """Make the application, as a start does, and close its connections."""
+    create_app({"DATABASE_URL": url})
+    close_connections()
 
 
 def assert_whole(server):

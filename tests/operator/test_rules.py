@@ -9,7 +9,7 @@ from peewee import SQL, DatabaseError
 import models
 import upgrade
 from tests.helpers.contract import DESCRIPTION, TICKETS
-from tests.helpers.databases import close_connections
+from tests.helpers.databases import close_connections, start
 from ticketsvc import create_app
 
 SHAPE = {
@@ -52,11 +52,6 @@ def changed_rules(monkeypatch):
             monkeypatch.setattr(field, "constraints", [SQL(rule.sql.replace(old, new))])
 
     return change
-
-
-def start(url):
-    create_app({"DATABASE_URL": url})
-    close_connections()
 
 
 def file_tickets(sql, count=3):

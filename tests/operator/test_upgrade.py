@@ -12,15 +12,9 @@ from itertools import count
 import pytest
 
 from tests.helpers.contract import TICKETS, assert_version, entity_tag
-from tests.helpers.databases import (
-    close_connections,
-    connect,
-    drop_tables,
-    execute,
-)
+from tests.helpers.databases import connect, drop_tables, execute, start
 from tests.helpers.processes import needs_strace, strace
 from tests.helpers.timing import together, wait_for
-from ticketsvc import create_app
 
 # What is in 0672aee_*.sql: each version with its ticket.
 OLD = [
@@ -119,12 +113,6 @@ ROWS = ["SELECT * FROM ticket", "SELECT * FROM ticket_version"]
 def database_url(database_url, load_old):
     """Each test begins with a database of an older version."""
     return load_old(database_url)
-
-
-def start(url):
-    """Make the application, as a start does, and close its connections."""
-    create_app({"DATABASE_URL": url})
-    close_connections()
 
 
 @pytest.fixture

@@ -5,16 +5,17 @@ from contextlib import closing
 
 import pytest
 
-from tests.helpers.contract import CHANGED, TICKETS, assert_error, assert_version
+from tests.helpers.contract import (
+    AT_ONCE,
+    CHANGED,
+    TICKETS,
+    UNMET,
+    assert_error,
+    assert_version,
+)
 from tests.helpers.databases import connect, execute
 
 pytestmark = pytest.mark.database("postgresql")
-
-UNMET = [
-    pytest.param({"If-Match": 'W/"1"'}, id="C2-weak"),
-    pytest.param({"If-None-Match": "*"}, id="C4-any"),
-]
-AT_ONCE = 2.5  # seconds; a write waits for twice as long.
 
 
 @pytest.mark.parametrize("headers", UNMET)

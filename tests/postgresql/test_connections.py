@@ -16,6 +16,8 @@ import pytest
 
 from tests.helpers.contract import TICKETS
 from tests.helpers.databases import (
+    OTHERS,
+    WAITING,
     close_connections,
     connect,
     execute,
@@ -28,8 +30,6 @@ from ticketsvc import create_app
 
 pytestmark = pytest.mark.database("postgresql")
 alone = pytest.mark.alone
-
-OTHERS = "datname = current_database() AND pid <> pg_backend_pid()"
 
 
 @pytest.fixture
@@ -78,10 +78,7 @@ def backends(sql):
 
 def wait_for_locks(sql, count=1):
     """Return when so many connections wait for a lock."""
-    waiting = (
-        f"SELECT 1 FROM pg_stat_activity WHERE {OTHERS} AND wait_event_type = 'Lock'"
-    )
-    wait_for(lambda: len(sql(waiting)) >= count, "nobody waits for the lock")
+    wait_for(lambda: len(sql(WAITING)) >= count, "nobody waits for the lock")
 
 
 @contextmanager

@@ -9,7 +9,13 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.helpers.contract import TICKETS
-from tests.helpers.databases import close_connections, connect, execute
+from tests.helpers.databases import (
+    OTHERS,
+    WAITING,
+    close_connections,
+    connect,
+    execute,
+)
 from tests.helpers.relay import Relay
 from tests.helpers.timing import together, wait_for
 from ticketsvc import create_app
@@ -17,7 +23,6 @@ from ticketsvc import create_app
 pytestmark = pytest.mark.database("postgresql")
 
 LONGEST = 6.5  # seconds
-OTHERS = "datname = current_database() AND pid <> pg_backend_pid()"
 
 
 @pytest.fixture
@@ -123,16 +128,26 @@ def test_reading_goes_on_while_any_number_of_writes_wait(make_server, start_load
 def test_the_log_has_the_cause_of_a_lost_connection(make_server, lock, sql):
     """P10: in its first line."""
     server = make_server(WEB_CONCURRENCY="1").start().fill(1)
-    waiting = (
-        f"SELECT 1 FROM pg_stat_activity WHERE {OTHERS} AND wait_event_type = 'Lock'"
-    )
     lock()
     patch = threading.Thread(target=server.patch, args=(1, {"status": "closed"}))
     patch.start()
-    wait_for(lambda: sql(waiting), "it does not wait for the lock")
-    sql(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-        f"WHERE {OTHERS} AND wait_event_type = 'Lock'"
-    )
+    wait_for(lambda: sql(WAITING), "it does not wait for the lock")
+    sql(f"SELECT pg_terminate_backend(pid) FROM ({WAITING}) AS waiting")
     patch.join()
     assert "PATCH /api/v1/tickets/1 failed: terminating connection" in server.log
+
+
+def test_the_log_has_the_cause_of_a_broken_connection(client, relay, lock, sql, caplog):
+    """P10: the server did not say it, and nobody waited for the deadline."""
+    lock()
+    path = f"{TICKETS}/1"
+    patch = threading.Thread(
+        target=client.patch, args=[path], kwargs={"json": {"status": "closed"}}
+    )
+    patch.start()
+    wait_for(lambda: sql(WAITING), "it does not wait for the lock")
+    relay.close()
+    patch.join()
+    assert "PATCH /api/v1/tickets/1 failed: " in caplog.text
+    assert "server closed the connection" in caplog.text
+    assert "did not answer in time" not in caplog.text

@@ -4,17 +4,17 @@ import time
 
 import pytest
 
-from tests.helpers.contract import CHANGED, TICKETS, assert_error, assert_version
+from tests.helpers.contract import (
+    AT_ONCE,
+    CHANGED,
+    TICKETS,
+    UNMET,
+    assert_error,
+    assert_version,
+)
 
 pytestmark = pytest.mark.database("sqlite")
 
-UNMET = [
-    pytest.param({"If-Match": 'W/"1"'}, id="C2-weak"),
-    pytest.param({"If-Match": 'W/"1", W/"2"'}, id="C2-weak-two"),
-    pytest.param({"If-None-Match": "*"}, id="C4-any"),
-    pytest.param({"If-Match": "*", "If-None-Match": "*"}, id="C4-any-and-none"),
-]
-AT_ONCE = 2.5  # seconds; a write waits for twice as long.
 CLOSED = {"status": "closed"}
 
 
