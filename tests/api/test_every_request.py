@@ -350,6 +350,7 @@ def test_a_wrong_method_is_a_json_405_with_allow(client, method, path, allow):
     response = client.open(path, method=method)
     assert_error(response, 405, "The method is not allowed for this path")
     assert ", ".join(sorted(response.headers["Allow"].split(", "))) == allow
+    assert "Accept-Patch" not in response.headers
 
 
 @pytest.mark.parametrize(
