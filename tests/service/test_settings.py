@@ -12,6 +12,7 @@ from tests.helpers.contract import ROOT
 from tests.helpers.databases import run_sql
 from tests.helpers.server import exit_line, start_line
 from tests.helpers.timing import wait_for
+from ticketsvc import read_settings
 
 pytestmark = pytest.mark.database("sqlite")
 
@@ -88,6 +89,12 @@ def test_a_bad_value_stops_the_start_with_one_line(variable, value, advice):
     assert advice in line
     assert line.count("\n") == 1
     assert "s3cret" not in line
+
+
+def test_the_variables_of_the_tests_stop_no_start():
+    """A service may be started by hand where the tests are run."""
+    environ = {"TICKETSVC_TEST_PG_CTL": "pg_ctl"}
+    assert read_settings(environ) == read_settings({})
 
 
 def test_a_file_that_is_no_database_stops_the_start(tmp_path):
