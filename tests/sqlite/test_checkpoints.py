@@ -65,22 +65,41 @@ def test_no_checkpoint_meets_a_commit(server, start_load, tmp_path):
     assert all(held)
 
 
-def test_a_quiet_service_has_written_its_log_back(server, tmp_path):
-    """D4: the file alone holds what was acknowledged."""
-    ticket_id = server.post().json["id"]
-    server.patch(ticket_id, {"category": "later"})
+@pytest.fixture
+def wait_until_copied(server, tmp_path):
+    """Return a function that waits until the file alone holds a category."""
 
-    def is_written_back():
+    def find_categories():
         copy = tmp_path / "copy.db"
         shutil.copy(server.path, copy)
-        uri = f"file:{copy}?immutable=1"
-        with closing(sqlite3.connect(uri, uri=True)) as other:
+        with closing(sqlite3.connect(f"file:{copy}?immutable=1", uri=True)) as other:
             try:
                 return other.execute("SELECT category FROM ticket").fetchall()
             except sqlite3.DatabaseError:
                 return []
 
-    wait_for(lambda: is_written_back() == [("later",)], "it is in the log only", 10)
+    return lambda category: wait_for(
+        lambda: find_categories() == [(category,)], "it is in the log only", 10
+    )
+
+
+def test_a_quiet_service_has_written_its_log_back(server, wait_until_copied):
+    """D4: the file alone holds what was acknowledged."""
+    ticket_id = server.post().json["id"]
+    server.patch(ticket_id, {"category": "later"})
+    wait_until_copied("later")
+
+
+def test_what_a_reader_kept_in_the_log_is_written_back(server, wait_until_copied):
+    """D4: when it has ended, also if nothing else is written."""
+    ticket_id = server.post().json["id"]
+    with closing(sqlite3.connect(server.path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM ticket").fetchall()
+        server.patch(ticket_id, {"category": "later"})
+        time.sleep(3)  # In which the service tries to copy it.
+        reader.execute("COMMIT")
+        wait_until_copied("later")
 
 
 def test_the_log_shrinks_after_a_long_reader(server):
