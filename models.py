@@ -526,10 +526,8 @@ END
 # that was drawn may be below the greatest too, but is above all that were drawn before
 # the statement; and an id that was not drawn moves the sequence if it is above them, or
 # followers would pass the ids that are drawn next.
-_LAST_DRAWN_ID = (
-    "coalesce(pg_sequence_last_value("
-    "pg_get_serial_sequence(TG_RELID::regclass::text, 'id')::regclass), 0)"
-)
+_SEQUENCE = "pg_get_serial_sequence(TG_RELID::regclass::text, 'id')::regclass"
+_LAST_DRAWN_ID = f"coalesce(pg_sequence_last_value({_SEQUENCE}), 0)"
 _WAS_THERE = "EXISTS (SELECT 1 FROM ticket_version WHERE ticket_id = NEW.id)"
 MARK_RETURN = Trigger(
     name="ticket_returned",
@@ -553,7 +551,7 @@ BEGIN
         {_MARK_RETURN.strip().format(now=NOW.postgresql)}
     END IF;
     IF NEW.id > {_LAST_DRAWN_ID} THEN
-        PERFORM setval(pg_get_serial_sequence(TG_RELID::regclass::text, 'id'), NEW.id);
+        PERFORM setval({_SEQUENCE}, NEW.id);
     END IF;
     RETURN NULL;
 END
