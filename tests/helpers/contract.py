@@ -30,14 +30,6 @@ BAD_KEY = (
 NO_TOKEN = "A token is needed: send Authorization: Bearer <token>"
 BAD_TOKEN = "The token is not valid"
 
-# Conditions that no ticket can meet.
-UNMET = [
-    pytest.param({"If-Match": 'W/"1"'}, id="C2-weak"),
-    pytest.param({"If-Match": 'W/"1", W/"2"'}, id="C2-weak-two"),
-    pytest.param({"If-None-Match": "*"}, id="C4-any"),
-    pytest.param({"If-Match": "*", "If-None-Match": "*"}, id="C4-any-and-none"),
-]
-AT_ONCE = 2.5  # seconds; a write waits for twice as long.
 # For a test that says the same whatever the database is.
 once = pytest.mark.database("sqlite")
 
