@@ -18,12 +18,16 @@ STORED = ROOT / "tests" / "operator"
 FIELD = r"(?m)^    \w+ = (?:\S.*\($(?:\n        .*)+\n    \)|.*\)$)"
 
 
-def steps(heading):
-    """Yield (the text, the code) of each step with code under a heading."""
+def section(heading):
+    """Return what stands under a heading of the README."""
     readme = (ROOT / "README.md").read_text("utf-8")
-    section = readme.partition(f"\n### {heading}\n")[2].partition("\n##")[0]
+    return readme.partition(f"\n### {heading}\n")[2].partition("\n##")[0]
+
+
+def steps(heading):
+    """Return (the text, the code) of each step with code under a heading."""
     pattern = r"^\d+\. (.*?)\n   ```python\n(.*?)   ```$"
-    found = re.findall(pattern, section, re.MULTILINE | re.DOTALL)
+    found = re.findall(pattern, section(heading), re.MULTILINE | re.DOTALL)
     assert found
     return [(text, textwrap.dedent(code)) for text, code in found]
 
@@ -44,9 +48,7 @@ def copy(tmp_path):
 
 def column_with_default():
     """Return the column that the README gives for a field that is never null."""
-    readme = (ROOT / "README.md").read_text("utf-8")
-    section = readme.partition("\n### Adding a field\n")[2].partition("\n##")[0]
-    return re.search(r"(?ms)^```python\n(.*?)^```$", section)[1]
+    return re.search(r"(?ms)^```python\n(.*?)^```$", section("Adding a field"))[1]
 
 
 def add_field(copy, is_never_null=False):
