@@ -317,8 +317,8 @@ class Ticket(Model):
     def erase(cls, ticket_ids):
         """Delete tickets with their versions; return the ids of those found.
 
-        A trigger deletes the versions. Those of a ticket that was deleted by hand while
-        an older version of the service had no such trigger are deleted here.
+        A trigger deletes the versions. An older version of the service had none: what a
+        ticket left that was deleted by hand at that time is deleted here.
         """
         query = cls.delete().where(cls.id.in_(ticket_ids)).returning(cls.id)
         erased = [row["id"] for row in backend.write(*query.sql())]
@@ -522,10 +522,10 @@ END
 """,
 )
 # A follower may have passed an id that is inserted by hand: that of a deleted ticket,
-# or one below the greatest. Only a new row of this table tells so. On PostgreSQL, an id
-# that was drawn may be below the greatest too, but is above all that were drawn before
-# the statement; and an id that was not drawn moves the sequence if it is above them, or
-# followers would pass the ids that are drawn next.
+# or one below the greatest. Only a new row of ticket_version tells so. On PostgreSQL,
+# an id that was drawn may be below the greatest too, but it is above all that were
+# drawn before its statement. An id that was chosen above all of them moves the
+# sequence: otherwise followers would pass the ids that are drawn next.
 _SEQUENCE = "pg_get_serial_sequence(TG_RELID::regclass::text, 'id')::regclass"
 _LAST_DRAWN_ID = f"coalesce(pg_sequence_last_value({_SEQUENCE}), 0)"
 _WAS_THERE = "EXISTS (SELECT 1 FROM ticket_version WHERE ticket_id = NEW.id)"

@@ -264,7 +264,7 @@ def load_idempotency_key():
 
 @bp.before_app_request
 def begin_request():
-    """Give a request its id, and refuse it before any other check if it must be."""
+    """Give a request its id; check its host and its token before anything else."""
     identify_request()
     if request.path not in OPEN_PATHS:
         require_trusted_host()
